@@ -1,3 +1,45 @@
-//! placeholder
+//! mysql-refreshd: keeps R&D MySQL and MariaDB servers fresh from production.
+//!
+//! The code map, from the edge inwards. Imports go down only; `tests/it/tidy.rs` enforces it.
+//!
+//! | layer | modules | what |
+//! |---|---|---|
+//! | 4 | [`cli`], [`failure`], [`logging`] | arguments, terminal, exit codes, logs |
+//! | 3 | [`refresh`] | the pipeline: one function, top to bottom; plan, recover, rollback |
+//! | 2 | [`config`], [`host`], [`run`] | configuration as typed and validated; typed calls to one machine; steps, arm, fire, unwind |
+//! | 1 | [`transport`], [`agent`], [`store`], [`lock`] | how an agent is reached; the agent; journal and history; locks |
+//! | 0 | [`wire`], [`delta`], [`mysql`], [`instance`], [`report`], [`problem`], [`failpoint`] | pure data and knowledge |
+//!
+//! Invariants, stated as absences:
+//!
+//! - The source role has no request that writes into a datadir.
+//! - No act happens before its undo is in the journal.
+//! - `delta` and `mysql` do no I/O.
+//! - A destination is never written in place: a generation takes its name by rename.
+//! - Local agents and remote ones run the same code above `transport`.
+//! - A run that ends without the exit code "a human is needed" leaves no armed undo.
+//! - Nothing below `refresh` knows the order of the steps; nothing below `host` knows that there are two machines; nothing
+//!   below `cli` knows of exit codes or a terminal.
+
+pub mod cli;
+pub mod failure;
+pub mod logging;
+
+pub mod refresh;
+
+pub mod config;
+pub mod host;
+pub mod run;
+
+pub mod agent;
+pub mod lock;
+pub mod store;
+pub mod transport;
+
+pub mod delta;
+pub mod failpoint;
 pub mod instance;
-pub mod cli { pub fn main(_a: impl IntoIterator<Item = std::ffi::OsString>) -> std::process::ExitCode { std::process::ExitCode::SUCCESS } }
+pub mod mysql;
+pub mod problem;
+pub mod report;
+pub mod wire;

@@ -1,0 +1,400 @@
+//! The destination role: stage, receive, install, swap, and the ways back. Touches its datadir, the work folder beside it,
+//! its state folder and its drop-in, and nothing else.
+//!
+//! What was not committed is put back when the controller is gone.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use secrecy::SecretString;
+
+use super::serve::Serve;
+use super::session::{Inbox, Session, WINDOW};
+use super::source::{blocking, prove_stopped, take_lock};
+use super::sql::Sql;
+use super::stage::{self, Work};
+use super::{accounts, facts, isolated, receive, runtime, server, swap};
+use crate::lock::Lock;
+use crate::mysql::files::Names;
+use crate::mysql::variables::{effective, same_setting};
+use crate::problem::{Explain, Outcome, Problem};
+use crate::wire::facts::Identity;
+use crate::wire::message::{
+    DestinationRequest, Extra, InstallOptions, Keep, Open, ReceiveOptions, Reply, Role, SwapOptions, Up, VerifyOptions,
+};
+
+/// Fail points inside requests.
+pub const INNER_POINTS: [&str; 11] = [
+    "receive:first",
+    "receive:end",
+    "install:started",
+    "install:accounts",
+    "install:changed",
+    "swap:journalled",
+    "swap:stopped",
+    "swap:dropin",
+    "swap:exchanged",
+    "swap:started",
+    "commit:journalled",
+];
+
+/// An opened destination agent.
+pub struct Destination {
+    session: Session,
+    open: Open,
+    password: Option<SecretString>,
+    identity: Identity,
+    work: Work,
+    variables: BTreeMap<String, String>,
+    executable: Option<std::path::PathBuf>,
+    lock: Option<Lock>,
+    staged: bool,
+    swapped: bool,
+}
+
+impl Serve for Destination {
+    type Request = DestinationRequest;
+
+    async fn open(open: Open, session: Session) -> Outcome<(Self, Reply)> {
+        let identity = facts::identity(&open.instance)?;
+        let reply = Reply::Opened(identity.clone());
+        let destination = Self {
+            session,
+            password: open.password.clone().map(|secret| secret.0),
+            work: Work::of(&open.instance.datadir)?,
+            identity,
+            open,
+            variables: BTreeMap::new(),
+            executable: None,
+            lock: None,
+            staged: false,
+            swapped: false,
+        };
+        Ok((destination, reply))
+    }
+
+    fn as_open(request: DestinationRequest) -> Result<Box<Open>, DestinationRequest> {
+        match request {
+            DestinationRequest::Open(open) => Ok(open),
+            other => Err(other),
+        }
+    }
+
+    async fn serve(&mut self, request: DestinationRequest, inbox: &mut Inbox<DestinationRequest>) -> Outcome<Reply> {
+        match request {
+            DestinationRequest::Open(_) => Err(Problem::failed("already open")),
+            DestinationRequest::Facts(extra) => self.facts(&extra).await,
+            DestinationRequest::Lock(holder) => {
+                take_lock(Role::Destination, &mut self.lock, &self.open, &self.identity.key, &holder).await
+            }
+            DestinationRequest::PrepareStage => self.prepare().await,
+            DestinationRequest::MakeRoom(keep) => self.make_room(keep).await,
+            DestinationRequest::Receive(options) => self.receive(options, inbox).await,
+            DestinationRequest::SyncStage => {
+                let stage = self.work.stage();
+                blocking(move || stage::sync_tree(&stage)).await.map(|()| Reply::Done)
+            }
+            DestinationRequest::Install(options) => self.install(*options).await,
+            DestinationRequest::Swap(options) => self.swap(*options).await,
+            DestinationRequest::Verify(options) => self.verify(&options).await,
+            DestinationRequest::Commit(keep) => self.commit(keep).await,
+            DestinationRequest::UndoSwap => self.undo_swap().await.map(Reply::Undone),
+            DestinationRequest::DiscardStage => self.discard().await.map(|()| Reply::Done),
+            DestinationRequest::Rollback => self.rollback().await,
+        }
+    }
+
+    async fn abandoned(mut self) {
+        // nobody is left to tell; `recover` does the same again
+        if self.swapped {
+            let _ = self.undo_swap().await;
+        }
+        if self.staged {
+            let _ = self.discard().await;
+        }
+    }
+}
+
+impl Destination {
+    async fn sql(&self) -> Outcome<Sql> {
+        Sql::open(&self.open.instance, self.password.as_ref()).await
+    }
+
+    fn run(&self) -> Outcome<&str> {
+        self.open.run.as_deref().ok_or_else(|| Problem::failed("this connection belongs to no run"))
+    }
+
+    async fn facts(&mut self, extra: &Extra) -> Outcome<Reply> {
+        let facts = facts::gather(&self.open.instance, self.password.as_ref(), extra).await?;
+        if let Some(server) = &facts.server {
+            self.variables = server.variables.clone();
+            self.executable = Some(server.executable.clone());
+        }
+        Ok(Reply::Facts(Box::new(facts)))
+    }
+
+    async fn prepare(&mut self) -> Outcome<Reply> {
+        if let Some(journal) = swap::journal(&self.work)? {
+            return Err(Problem::refused(format!("run {} was interrupted while it swapped here", journal.run))
+                .hint("Run `mysql-refreshd recover` first."));
+        }
+        self.staged = true;
+        let (work, run) = (self.work.clone(), self.run()?.to_owned());
+        blocking(move || {
+            work.create()?;
+            kill_isolated(&work)?;
+            let _act = work.exclusive()?;
+            work.fresh_stage(&run)
+        })
+        .await?;
+        self.session.send(&Up::Credit(WINDOW)).await?;
+        Ok(Reply::Done)
+    }
+
+    /// Removes what may go before the new generation comes. Apart from the stage, since it cannot be taken back.
+    async fn make_room(&mut self, keep: Keep) -> Outcome<Reply> {
+        if keep == Keep::UntilStage {
+            let work = self.work.clone();
+            blocking(move || {
+                let _act = work.exclusive()?;
+                work.forget_previous()
+            })
+            .await?;
+        }
+        Ok(Reply::Done)
+    }
+
+    async fn receive(&mut self, options: ReceiveOptions, inbox: &mut Inbox<DestinationRequest>) -> Outcome<Reply> {
+        let (stage, session) = (self.work.stage(), self.session.clone());
+        let (_, closed) = tokio::sync::mpsc::unbounded_channel();
+        let mut pieces = std::mem::replace(&mut inbox.pieces, closed);
+        let (totals, image) =
+            blocking(move || receive::receive(&stage, options.from_disk, &mut pieces, &session)).await?;
+        Ok(Reply::Image { totals, image })
+    }
+
+    /// Brings the destination's own files and accounts into the copy and runs the isolated first start.
+    async fn install(&mut self, mut options: InstallOptions) -> Outcome<Reply> {
+        // where this server's own program files are (a tarball's are not where they were compiled to be), and the size of its
+        // redo log, which would be changed twice otherwise
+        for name in ["basedir", "plugin_dir", "lc_messages_dir", "character_sets_dir", "innodb_log_file_size"] {
+            if let Some(value) = self.variables.get(name) {
+                options.layout.insert(name.to_owned(), value.clone());
+            }
+        }
+        let executable =
+            self.executable.clone().ok_or_else(|| Problem::failed("the server's executable is not known"))?;
+        let flavour = runtime::version(&self.variables)?.flavour;
+        self.carry_own_files(&options.extra).await?;
+        let accounts = if options.own_accounts {
+            let mut sql = self.sql().await.map_err(|p| p.during("cannot read the destination's own accounts"))?;
+            let accounts = accounts::capture(&mut sql, flavour).await?;
+            sql.close().await;
+            Some(accounts)
+        } else {
+            None
+        };
+        let plan = isolated::Plan {
+            work: &self.work,
+            executable,
+            flavour,
+            variables: &self.variables,
+            options: &options,
+            accounts,
+            limit: Duration::from_secs(self.open.instance.start_timeout_s.into()),
+        };
+        let installed =
+            isolated::install(plan, &self.session).await.map_err(|p| p.during("the isolated first start failed"))?;
+        let (stage, variables) = (self.work.stage(), self.variables.clone());
+        blocking(move || {
+            let names = Names::from_variables(&stage, &variables, &options.extra.copy, &options.extra.drop);
+            prove_stopped(&stage, flavour, &names)?;
+            stage::sync_tree(&stage)
+        })
+        .await?;
+        Ok(Reply::Installed(installed))
+    }
+
+    /// Files that each host keeps of its own: identity, keys, persisted settings.
+    async fn carry_own_files(&self, extra: &Extra) -> Outcome<()> {
+        let (work, variables, extra) = (self.work.clone(), self.variables.clone(), extra.clone());
+        blocking(move || {
+            let flavour = runtime::version(&variables)?.flavour;
+            let names = Names::from_variables(&work.datadir, &variables, &extra.copy, &extra.drop);
+            for path in super::tree::walk(&work.datadir, flavour, &names)?.keep {
+                let (from, to) = (path.under(&work.datadir), path.under(&work.stage()));
+                carry(&from, &to).explain(|| format!("cannot carry {path} over"))?;
+            }
+            work.hand_over()
+        })
+        .await
+    }
+
+    async fn swap(&mut self, options: SwapOptions) -> Outcome<Reply> {
+        self.swapped = true;
+        let (work, instance, key) = (self.work.clone(), self.open.instance.clone(), self.identity.key.clone());
+        let run = self.run()?.to_owned();
+        let log = self.variables.get("log_error").filter(|log| !log.is_empty()).map(std::path::PathBuf::from);
+        blocking(move || {
+            let dropin = match options.dropin {
+                Some(text) => Some(text),
+                None => swap::read_dropin(&instance)?,
+            };
+            let wish = swap::Wish { run, other: work.stage(), dropin, origin: Some(options.origin), log };
+            swap::swap(&work, &instance, &key, wish)
+        })
+        .await?;
+        Ok(Reply::Done)
+    }
+
+    /// Checks what the running server says of itself.
+    async fn verify(&mut self, options: &VerifyOptions) -> Outcome<Reply> {
+        let mut sql = self.sql().await.map_err(|p| p.during("the refreshed server does not let us in"))?;
+        let variables = sql.variables().await?;
+        if !swap::journal(&self.work)?
+            .is_some_and(|j| j.run == self.run().unwrap_or_default() && j.in_place(&self.work))
+        {
+            return Err(Problem::failed("the swap of this run is no longer in place"));
+        }
+        let datadir = variables.get("datadir").map(std::path::PathBuf::from).unwrap_or_default();
+        if datadir.canonicalize().ok() != Some(self.work.datadir.clone()) {
+            return Err(Problem::failed(format!(
+                "the server on this socket serves {}, not {}",
+                datadir.display(),
+                self.work.datadir.display()
+            )));
+        }
+        let wrong: Vec<String> = options
+            .settings
+            .iter()
+            .filter_map(|(name, wanted)| match effective(&variables, name) {
+                Some(is) if same_setting(name, wanted, is) => None,
+                Some(is) => Some(format!("{name} is {is:?}, not {wanted:?}")),
+                None => Some(format!("{name} is not a variable of this server")),
+            })
+            .collect();
+        if !wrong.is_empty() {
+            return Err(Problem::failed(format!("settings are not in effect: {}", wrong.join(", ")))
+                .hint("Is the drop-in's folder read by the server, and last? An option after it, on the command line or in mysqld-auto.cnf wins."));
+        }
+        let counts = runtime::counts(&mut sql).await?;
+        if counts != options.counts {
+            return Err(Problem::failed(format!(
+                "the server shows other objects than the isolated start: {counts:?}, not {:?}",
+                options.counts
+            )));
+        }
+        if options.no_replication {
+            let flavour = runtime::version(&variables)?.flavour;
+            let connections = runtime::replication(&mut sql, flavour).await?;
+            if let Some((name, ..)) = connections.first() {
+                return Err(Problem::failed(format!(
+                    "the refreshed server still has the replication connection {name:?}"
+                )));
+            }
+        }
+        sql.close().await;
+        Ok(Reply::Done)
+    }
+
+    async fn commit(&mut self, keep: Keep) -> Outcome<Reply> {
+        let (work, run) = (self.work.clone(), self.run()?.to_owned());
+        blocking(move || {
+            swap::commit(&work, keep, &run)?;
+            let _act = work.exclusive()?;
+            work.discard_stage(&run)
+        })
+        .await?;
+        (self.swapped, self.staged) = (false, false);
+        Ok(Reply::Done)
+    }
+
+    /// True: the swap had been committed and stays.
+    async fn undo_swap(&mut self) -> Outcome<bool> {
+        let (work, instance, key) = (self.work.clone(), self.open.instance.clone(), self.identity.key.clone());
+        let run = self.run()?.to_owned();
+        let committed = blocking(move || swap::undo(&work, &instance, &key, &run)).await?;
+        self.swapped = false;
+        Ok(committed)
+    }
+
+    async fn discard(&mut self) -> Outcome<()> {
+        let (work, run) = (self.work.clone(), self.run()?.to_owned());
+        blocking(move || {
+            if !work.folder.is_dir() {
+                return Ok(());
+            }
+            let _act = work.exclusive()?;
+            // while a swap is not undone, the folder named stage may be the old generation
+            if let Some(journal) = swap::journal(&work)? {
+                return Err(Problem::failed(format!("the swap of run {} is not undone; the stage stays", journal.run)));
+            }
+            kill_isolated(&work)?;
+            work.discard_stage(&run)
+        })
+        .await?;
+        self.staged = false;
+        Ok(())
+    }
+
+    async fn rollback(&mut self) -> Outcome<Reply> {
+        self.swapped = true;
+        let (work, instance, key) = (self.work.clone(), self.open.instance.clone(), self.identity.key.clone());
+        let run = self.run()?.to_owned();
+        let origin = blocking(move || {
+            let generations = work.generations()?;
+            let previous = generations.previous.filter(|_| work.previous().is_dir()).ok_or_else(|| {
+                Problem::refused("no previous generation is kept on this destination")
+                    .hint("See `keep_previous` of the refresh.")
+            })?;
+            let wish = swap::Wish {
+                run: run.clone(),
+                other: work.previous(),
+                dropin: previous.dropin,
+                log: None,
+                origin: previous.origin.clone(),
+            };
+            swap::swap(&work, &instance, &key, wish)?;
+            swap::commit(&work, Keep::UntilStage, &run)?;
+            Ok(previous.origin)
+        })
+        .await?;
+        self.swapped = false;
+        Ok(Reply::RolledBack(origin))
+    }
+}
+
+/// Copies one of the host's own files into the stage; follows no symlink on either end.
+fn carry(from: &Path, to: &Path) -> std::io::Result<()> {
+    let mut source = server::open_no_follow(from)?;
+    let mode = source.metadata()?.permissions().mode() & 0o777;
+    let mut target = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
+    std::io::copy(&mut source, &mut target).map(drop)
+}
+
+/// A server that an agent which died left on the stage. It is ours alone and its datadir is about to be thrown away, so
+/// this one may be killed.
+fn kill_isolated(work: &Work) -> Outcome<()> {
+    let begun = Instant::now();
+    while let Some(process) = if work.stage().is_dir() { server::find(&work.stage())? } else { None } {
+        // only a server that was started on the stage by us: its command line names the stage
+        let line = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        let stage = work.stage();
+        // a process that is ending has no command line any more, but may still hold its files
+        let ours = line.is_empty() || line.split(|b| *b == 0).any(|word| word.ends_with(stage.as_os_str().as_bytes()));
+        if !ours {
+            return Err(Problem::failed(format!("process {} uses the stage, and is not ours", process.pid)));
+        }
+        if let Some(pid) = rustix::process::Pid::from_raw(process.pid as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        if begun.elapsed() > Duration::from_secs(20) {
+            return Err(Problem::failed(format!("process {} on the stage does not end", process.pid)));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! Looking at a host without changing it: who it is, what its server says, what its datadir and filesystem hold.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use secrecy::SecretString;
+
+use super::receive::is_root;
+use super::server::{self, Process};
+use super::sql::Sql;
+use super::stage::Work;
+use super::{runtime, swap, tree};
+use crate::instance::{Instance, Service};
+use crate::mysql::Flavour;
+use crate::mysql::files::Names;
+use crate::problem::{Explain, Outcome, Problem};
+use crate::wire::facts::{DiskFacts, Facts, Identity, ServerFacts};
+use crate::wire::message::Extra;
+
+/// Longest path of a unix socket, the final zero not counted.
+const MAX_SOCKET: usize = 107;
+
+/// Who this host and this instance are.
+pub fn identity(instance: &Instance) -> Outcome<Identity> {
+    let work = Work::of(&instance.datadir)?;
+    // a datadir that an interrupted exchange has left without its name has no inode now
+    let inode = std::fs::metadata(&work.datadir).map_or((0, 0), |meta| (meta.dev(), meta.ino()));
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default().trim().to_owned();
+    let machine = if id.is_empty() { format!("host {hostname}") } else { id };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(machine.as_bytes()).update(&[0]).update(work.datadir.as_os_str().as_bytes());
+    let key = hasher.finalize().to_hex()[..16].to_owned();
+    let build = env!("CARGO_PKG_VERSION").to_owned();
+    Ok(Identity { machine, hostname, datadir: work.datadir, inode, key, build })
+}
+
+/// Everything preflight needs.
+pub async fn gather(instance: &Instance, password: Option<&SecretString>, extra: &Extra) -> Outcome<Facts> {
+    let identity = identity(instance)?;
+    let work = Work::of(&instance.datadir)?;
+    let (server, server_problem) = match look_at_server(instance, password).await {
+        Ok(server) => (Some(server), None),
+        Err(problem) => (None, Some(problem.to_string())),
+    };
+    let none = BTreeMap::new();
+    let variables = server.as_ref().map_or(&none, |s| &s.variables);
+    let flavour = runtime::version(variables).map_or(Flavour::MariaDb, |v| v.flavour);
+    let names = Names::from_variables(&work.datadir, variables, &extra.copy, &extra.drop);
+    let tree = tree::walk(&work.datadir, flavour, &names)?.facts;
+    let socket = work.isolated().join("s.sock");
+    Ok(Facts {
+        identity,
+        server,
+        server_problem,
+        tree,
+        disk: disk(instance, &work)?,
+        socket_path_fits: socket.as_os_str().len() <= MAX_SOCKET,
+    })
+}
+
+async fn look_at_server(instance: &Instance, password: Option<&SecretString>) -> Outcome<ServerFacts> {
+    let process = server::find(&instance.datadir)?.ok_or_else(|| Problem::refused("no server runs on this datadir"))?;
+    let mut sql = Sql::open(instance, password).await?;
+    let variables = sql.variables().await?;
+    let serves = variables.get("datadir").map(PathBuf::from).unwrap_or_default();
+    if serves.canonicalize().ok() != Some(Work::of(&instance.datadir)?.datadir) {
+        return Err(Problem::refused(format!(
+            "the server on {} serves {}, not {}",
+            instance.socket.display(),
+            serves.display(),
+            instance.datadir.display()
+        )));
+    }
+    let flavour = runtime::version(&variables)?.flavour;
+    let facts = ask(&mut sql, flavour, instance, &process, variables).await;
+    sql.close().await;
+    facts
+}
+
+async fn ask(
+    sql: &mut Sql,
+    flavour: Flavour,
+    instance: &Instance,
+    process: &Process,
+    variables: BTreeMap<String, String>,
+) -> Outcome<ServerFacts> {
+    let (executable, executable_replaced) = server::executable(process.pid).unwrap_or_default();
+    let executable = match &instance.service {
+        Service::Process { server, .. } => server.clone(),
+        _ => executable,
+    };
+    let maria = flavour == Flavour::MariaDb;
+    let either = |a: &'static str, b: &'static str| if maria { a } else { b };
+    let plugins =
+        sql.column("SELECT PLUGIN_NAME FROM information_schema.PLUGINS WHERE PLUGIN_STATUS = 'ACTIVE'").await?;
+    Ok(ServerFacts {
+        pid: process.pid,
+        settings_problem: validate(instance, &executable).await,
+        executable,
+        executable_replaced,
+        replicates_from: runtime::replication(sql, flavour).await?.into_iter().map(|(name, ..)| name).collect(),
+        replicas: sql
+            .column("SELECT CONCAT(USER, '@', HOST) FROM information_schema.PROCESSLIST WHERE COMMAND LIKE 'Binlog Dump%'")
+            .await?,
+        prepared_xa: sql.named(either("XA RECOVER FORMAT='SQL'", "XA RECOVER")).await?.into_iter().map(|r| r.get("data").cloned().unwrap_or_default()).collect(),
+        memory_tables: sql
+            .column("SELECT CONCAT(TABLE_SCHEMA, '.', TABLE_NAME) FROM information_schema.TABLES WHERE ENGINE = 'MEMORY' AND TABLE_TYPE = 'BASE TABLE' AND TABLE_SCHEMA NOT IN ('information_schema','performance_schema')")
+            .await?,
+        outside_files: outside_files(sql, maria, &variables).await?,
+        encrypted: encrypted(sql, maria).await?,
+        plugins,
+        remote_tables: sql
+            .column("SELECT CONCAT(TABLE_SCHEMA, '.', TABLE_NAME, ' (', ENGINE, ')') FROM information_schema.TABLES WHERE ENGINE IN ('FEDERATED','CONNECT','SPIDER','S3') UNION SELECT CONCAT('server ', Server_name) FROM mysql.servers")
+            .await?,
+        accounts: sql.number(either("SELECT COUNT(*) FROM mysql.global_priv WHERE User NOT IN ('mariadb.sys','PUBLIC')", "SELECT COUNT(*) FROM mysql.user WHERE User NOT LIKE 'mysql.%'")).await?,
+        enabled_events: sql
+            .number(either(
+                "SELECT COUNT(*) FROM mysql.event WHERE status = 'ENABLED'",
+                "SELECT COUNT(*) FROM information_schema.EVENTS WHERE STATUS = 'ENABLED'",
+            )).await?,
+        variables,
+    })
+}
+
+/// Tablespaces whose file is outside. MariaDB: names in INNODB_SYS_TABLESPACES; MySQL: information_schema.FILES, the only
+/// detector there (verified on 9.7.4).
+async fn outside_files(sql: &mut Sql, maria: bool, variables: &BTreeMap<String, String>) -> Outcome<Vec<String>> {
+    if !maria {
+        return sql.column("SELECT FILE_NAME FROM information_schema.FILES WHERE FILE_NAME LIKE '/%'").await;
+    }
+    let datadir = variables.get("datadir").map_or("/", |d| d.trim_end_matches('/'));
+    let files =
+        sql.column("SELECT FILENAME FROM information_schema.INNODB_SYS_TABLESPACES WHERE FILENAME LIKE '/%'").await?;
+    Ok(files.into_iter().filter(|file| !file.starts_with(&format!("{datadir}/"))).collect())
+}
+
+async fn encrypted(sql: &mut Sql, maria: bool) -> Outcome<Vec<String>> {
+    if maria {
+        return sql
+            .column("SELECT NAME FROM information_schema.INNODB_TABLESPACES_ENCRYPTION WHERE ENCRYPTION_SCHEME <> 0")
+            .await;
+    }
+    sql.column("SELECT NAME FROM information_schema.INNODB_TABLESPACES WHERE ENCRYPTION = 'Y'").await
+}
+
+/// Whether a start would understand the settings on disk: the server's own `--help --verbose` reads them all and ends. An
+/// empty datadir keeps it away from the live one (it would read mysql.plugin there).
+async fn validate(instance: &Instance, executable: &Path) -> Option<String> {
+    let executable = executable.to_owned();
+    let file = match &instance.service {
+        Service::Process { defaults_file, .. } => Some(defaults_file.clone()),
+        _ => None,
+    };
+    let state_dir = instance.state_dir.clone();
+    tokio::task::spawn_blocking(move || validate_blocking(&executable, file, &state_dir)).await.unwrap_or(None)
+}
+
+fn validate_blocking(executable: &Path, file: Option<PathBuf>, state_dir: &Path) -> Option<String> {
+    if is_root() && !belongs_to_root(executable) {
+        return Some(format!("{} is not root's alone, and would be run by root", executable.display()));
+    }
+    let empty = state_dir.join("no-datadir");
+    let mut command = Command::new(executable);
+    if let Some(file) = file {
+        let mut option = std::ffi::OsString::from("--defaults-file=");
+        option.push(file);
+        command.arg(option);
+    }
+    let mut datadir = std::ffi::OsString::from("--datadir=");
+    datadir.push(&empty);
+    let output = command.arg(datadir).args(["--help", "--verbose"]).stdin(Stdio::null()).output();
+    match output {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let line =
+                said.lines().rev().find(|l| l.contains("ERROR")).or(said.lines().last()).unwrap_or("it said nothing");
+            Some(line.trim().to_owned())
+        }
+        Err(error) => Some(format!("{} cannot be executed: {error}", executable.display())),
+    }
+}
+
+/// Whether only root can change a program.
+fn belongs_to_root(program: &Path) -> bool {
+    std::fs::metadata(program).is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
+}
+
+fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {
+    let parent = work.datadir.parent().unwrap_or(Path::new("/"));
+    let stat = rustix::fs::statvfs(parent).explain(|| format!("cannot ask the filesystem of {}", parent.display()))?;
+    let place = if work.folder.is_dir() { &work.folder } else { parent };
+    let writable =
+        |folder: &Path| rustix::fs::access(folder, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok();
+    Ok(DiskFacts {
+        free: stat.f_bavail * stat.f_frsize,
+        total: stat.f_blocks * stat.f_frsize,
+        free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
+        mount_point: is_mount_point(&work.datadir),
+        writable: writable(place) && writable(parent),
+        previous_bytes: tree::bytes_below(&work.previous()),
+        stage_bytes: tree::bytes_below(&work.stage()),
+        interrupted_swap: swap::journal(work)?.map(|journal| journal.run),
+        dropin_writable: instance.dropin.as_ref().map(|path| path.parent().is_some_and(writable)),
+    })
+}
+
+/// Also bind mounts, which have the device of their parent.
+fn is_mount_point(path: &Path) -> bool {
+    let escaped = path
+        .to_string_lossy()
+        .replace('\\', "\\134")
+        .replace(' ', "\\040")
+        .replace('\t', "\\011")
+        .replace('\n', "\\012");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(4) == Some(&escaped))
+}

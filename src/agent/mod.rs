@@ -1,0 +1,25 @@
+//! The part that runs on each host: one process in one role, serving typed requests over stdin and stdout.
+//!
+//! `serve` speaks the wire and survives its controller: when the connection is gone it puts back what it had begun. The
+//! other modules are the work itself. Nothing here knows the order of a run's steps.
+
+pub mod guard;
+pub mod launch;
+pub mod serve;
+
+mod destination;
+mod source;
+
+mod accounts;
+mod drain;
+mod facts;
+mod isolated;
+mod receive;
+mod runtime;
+mod server;
+mod session;
+mod sql;
+mod stage;
+mod stream;
+mod swap;
+mod tree;

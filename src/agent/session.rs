@@ -1,0 +1,200 @@
+//! One conversation with a controller, as an operation sees it: notes and progress out, the image's stream in and out with
+//! credit, and a flag that says that the controller is gone or wants to stop.
+//!
+//! Owns the tasks that read and write the wire; knows nothing of what the requests do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+use crate::problem::{Outcome, Problem};
+use crate::wire::frame::{self, Frame, FrameKind, WireError};
+use crate::wire::message::{Down, Entry, Up, decode, encode};
+
+/// Bytes of chunks that may be under way towards a destination agent.
+pub const WINDOW: u64 = 16 * 1024 * 1024;
+
+/// A piece of the image's stream.
+#[derive(Debug)]
+pub enum Piece {
+    /// A folder, or a file's begin or end.
+    Entry(Entry),
+    /// A packed chunk.
+    Chunk(Bytes),
+}
+
+/// What operations hold of the session; cheap to clone.
+#[derive(Clone)]
+pub struct Session {
+    out: mpsc::Sender<Frame>,
+    gone: Arc<AtomicBool>,
+    gone_notify: Arc<Notify>,
+    credit: Arc<Semaphore>,
+    /// Counts every sign of life of the controller and every chunk: what keeps a guard from firing.
+    pub pulse: Arc<AtomicU64>,
+}
+
+/// What the dispatcher takes from the wire.
+pub struct Inbox<Q> {
+    /// Requests, in order.
+    pub calls: mpsc::Receiver<(u32, Q)>,
+    /// The image's stream; bounded by the credit that this side has given.
+    pub pieces: mpsc::UnboundedReceiver<Piece>,
+}
+
+impl Session {
+    /// Starts the tasks that read and write.
+    pub fn start<Q: DeserializeOwned + Send + 'static>(
+        reader: impl AsyncRead + Unpin + Send + 'static,
+        writer: impl AsyncWrite + Unpin + Send + 'static,
+    ) -> (Self, Inbox<Q>) {
+        let (out, frames) = mpsc::channel(8);
+        let (call_tx, calls) = mpsc::channel(16);
+        let (piece_tx, pieces) = mpsc::unbounded_channel();
+        let session = Self {
+            out,
+            gone: Arc::default(),
+            gone_notify: Arc::default(),
+            credit: Arc::new(Semaphore::new(0)),
+            pulse: Arc::default(),
+        };
+        tokio::spawn(write_all(writer, frames, session.clone()));
+        tokio::spawn(read_all(reader, session.clone(), call_tx, piece_tx));
+        (session, Inbox { calls, pieces })
+    }
+
+    /// The controller is gone; what is under way should end.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Marks the controller as gone.
+    pub fn leave(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.credit.close();
+        self.gone_notify.notify_waiters();
+        self.gone_notify.notify_one();
+    }
+
+    /// Resolves once the controller is gone.
+    pub async fn gone(&self) {
+        while !self.is_gone() {
+            self.gone_notify.notified().await;
+        }
+        self.gone_notify.notify_one();
+    }
+
+    /// An error when the controller is gone.
+    pub fn check(&self) -> Outcome<()> {
+        if self.is_gone() { Err(lost()) } else { Ok(()) }
+    }
+
+    /// Sends a message.
+    pub async fn send(&self, message: &Up) -> Outcome<()> {
+        let frame = encode(message).map_err(|e| Problem::failed("cannot send a message").because(e))?;
+        self.out.send(frame).await.map_err(|_| lost())
+    }
+
+    /// A line for the log. Lost when the controller is.
+    pub async fn note(&self, text: impl Into<String>) {
+        let _ = self.send(&Up::Note(text.into())).await;
+    }
+
+    /// How far a long request is.
+    pub async fn progress(&self, done: u64, total: u64, what: &str) {
+        let _ = self.send(&Up::Progress { done, total, what: what.into() }).await;
+    }
+
+    /// Sends an entry, from a blocking thread.
+    pub fn send_entry_blocking(&self, entry: Entry) -> Outcome<()> {
+        let frame = encode(&Up::Entry(entry)).map_err(|e| Problem::failed("cannot send a message").because(e))?;
+        self.out.blocking_send(frame).map_err(|_| lost())
+    }
+
+    /// Sends a chunk once the receivers have room for it, from a blocking thread.
+    pub fn send_chunk_blocking(&self, runtime: &tokio::runtime::Handle, chunk: Bytes) -> Outcome<()> {
+        let size = chunk.len() as u32;
+        runtime.block_on(self.credit.acquire_many(size)).map_err(|_| lost())?.forget();
+        self.pulse.fetch_add(1, Ordering::Relaxed);
+        self.out.blocking_send(Frame { kind: FrameKind::Chunk, payload: chunk }).map_err(|_| lost())
+    }
+
+    /// Gives the controller room for more chunks, from a blocking thread.
+    pub fn grant_blocking(&self, bytes: u64) -> Outcome<()> {
+        let frame = encode(&Up::Credit(bytes)).map_err(|e| Problem::failed("cannot send a message").because(e))?;
+        self.out.blocking_send(frame).map_err(|_| lost())
+    }
+}
+
+fn lost() -> Problem {
+    Problem::new(crate::problem::Kind::Lost, "the controller is gone")
+}
+
+async fn write_all(writer: impl AsyncWrite + Unpin, mut frames: mpsc::Receiver<Frame>, session: Session) {
+    let mut writer = BufWriter::with_capacity(256 * 1024, writer);
+    while let Some(frame) = frames.recv().await {
+        let written = frame::write(&mut writer, &frame).await;
+        // flushed when nothing waits: answers are not delayed, streams are not cut into small writes
+        let flushed = if frames.is_empty() { writer.flush().await.map_err(WireError::from) } else { Ok(()) };
+        if written.and(flushed).is_err() {
+            session.leave();
+            return;
+        }
+    }
+}
+
+async fn read_all<Q: DeserializeOwned + Send + 'static>(
+    reader: impl AsyncRead + Unpin,
+    session: Session,
+    calls: mpsc::Sender<(u32, Q)>,
+    pieces: mpsc::UnboundedSender<Piece>,
+) {
+    let mut reader = BufReader::with_capacity(256 * 1024, reader);
+    while let Ok(frame) = frame::read(&mut reader).await {
+        session.pulse.fetch_add(1, Ordering::Relaxed);
+        let taken = match frame.kind {
+            FrameKind::Ping => session.out.send(Frame::empty(FrameKind::Pong)).await.is_ok(),
+            FrameKind::Pong => true,
+            FrameKind::Chunk => {
+                // nobody may be receiving any more: an operation that failed reads no further
+                let _ = pieces.send(Piece::Chunk(frame.payload));
+                true
+            }
+            FrameKind::Message => match decode::<Down<Q>>(&frame.payload) {
+                Ok(Down::Call { id, request }) => calls.send((id, request)).await.is_ok(),
+                Ok(Down::Entry(entry)) => {
+                    let _ = pieces.send(Piece::Entry(entry));
+                    true
+                }
+                Ok(Down::Credit(bytes)) => {
+                    let room = Semaphore::MAX_PERMITS - session.credit.available_permits();
+                    session.credit.add_permits((bytes as usize).min(room));
+                    true
+                }
+                Err(_) => false,
+            },
+        };
+        if !taken {
+            break;
+        }
+    }
+    session.leave();
+}
+
+/// Reads the controller's greeting and sends ours.
+pub async fn greet(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    hello: &impl Serialize,
+) -> Result<(), WireError> {
+    frame::greet(writer).await?;
+    frame::write(writer, &encode(hello)?).await?;
+    writer.flush().await?;
+    frame::expect(reader).await?;
+    Ok(())
+}

@@ -1,0 +1,397 @@
+//! The source role: drain, guard, stop, read, start. Has no request that writes into a datadir.
+//!
+//! Whatever it stopped, it starts again when the controller is gone.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::serve::Serve;
+use super::session::{Inbox, Session};
+use super::sql::Sql;
+use super::{drain, facts, guard, runtime, server, stream, tree};
+use crate::lock::{self, Lock, Taken};
+use crate::mysql::files::Names;
+use crate::mysql::redo::{RedoFile, RedoVerdict, judge_mariadb, judge_mysql};
+use crate::mysql::{Flavour, Version};
+use crate::problem::{Explain, Kind, Outcome, Problem};
+use crate::wire::facts::Identity;
+use crate::wire::message::{Extra, Holder, Open, Reply, Role, Runtime, SourceRequest, StreamOptions};
+
+/// Fail points inside requests.
+pub const INNER_POINTS: [&str; 2] = ["stop-server:stopped", "stream:half"];
+
+/// An opened source agent.
+pub struct Source {
+    session: Session,
+    open: Open,
+    password: Option<SecretString>,
+    identity: Identity,
+    variables: BTreeMap<String, String>,
+    runtime: Option<Runtime>,
+    lock: Option<Lock>,
+    guarded: bool,
+    drained: bool,
+    stopped: bool,
+    renewer: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Serve for Source {
+    type Request = SourceRequest;
+
+    async fn open(open: Open, session: Session) -> Outcome<(Self, Reply)> {
+        let identity = facts::identity(&open.instance)?;
+        let password = open.password.clone().map(|secret| secret.0);
+        let reply = Reply::Opened(identity.clone());
+        let source = Self {
+            session,
+            password,
+            identity,
+            open,
+            variables: BTreeMap::new(),
+            runtime: None,
+            lock: None,
+            guarded: false,
+            drained: false,
+            stopped: false,
+            renewer: None,
+        };
+        Ok((source, reply))
+    }
+
+    fn as_open(request: SourceRequest) -> Result<Box<Open>, SourceRequest> {
+        match request {
+            SourceRequest::Open(open) => Ok(open),
+            other => Err(other),
+        }
+    }
+
+    async fn serve(&mut self, request: SourceRequest, _inbox: &mut Inbox<SourceRequest>) -> Outcome<Reply> {
+        match request {
+            SourceRequest::Open(_) => Err(Problem::failed("already open")),
+            SourceRequest::Facts(extra) => self.facts(&extra).await,
+            SourceRequest::Lock(holder) => {
+                take_lock(Role::Source, &mut self.lock, &self.open, &self.identity.key, &holder).await
+            }
+            SourceRequest::RecordRuntime => self.record_runtime().await,
+            SourceRequest::Drain(options) => {
+                self.drained = true;
+                let mut sql = self.sql().await?;
+                drain::drain(&mut sql, &options, &self.session).await.map(Reply::Drained)
+            }
+            SourceRequest::Undrain(runtime) => self.undrain(&runtime).await.map(|()| Reply::Done),
+            SourceRequest::ArmGuard { max_outage_s, lease_s } => self.arm(max_outage_s, lease_s).await,
+            SourceRequest::StopServer => self.stop().await,
+            SourceRequest::Stream(options) => self.stream(options).await,
+            SourceRequest::StartServer(runtime) => self.start(&runtime).await.map(Reply::Started),
+            SourceRequest::DisarmGuard => self.disarm().await.map(Reply::Disarmed),
+        }
+    }
+
+    async fn abandoned(mut self) {
+        let runtime = self.runtime.clone().unwrap_or_default();
+        // nobody is left to tell: the guard stands behind us should this fail
+        if self.stopped && self.start(&runtime).await.is_err() {
+            return;
+        }
+        if self.drained {
+            let _ = self.undrain(&runtime).await;
+        }
+        if self.guarded {
+            let _ = self.disarm().await;
+        }
+    }
+}
+
+impl Source {
+    fn flavour(&self) -> Outcome<Flavour> {
+        runtime::version(&self.variables).map(|version: Version| version.flavour)
+    }
+
+    fn run(&self) -> Outcome<&str> {
+        self.open.run.as_deref().ok_or_else(|| Problem::failed("this connection belongs to no run"))
+    }
+
+    async fn sql(&self) -> Outcome<Sql> {
+        Sql::open(&self.open.instance, self.password.as_ref()).await
+    }
+
+    async fn facts(&mut self, extra: &Extra) -> Outcome<Reply> {
+        let facts = facts::gather(&self.open.instance, self.password.as_ref(), extra).await?;
+        if let Some(server) = &facts.server {
+            self.variables = server.variables.clone();
+        }
+        Ok(Reply::Facts(Box::new(facts)))
+    }
+
+    async fn record_runtime(&mut self) -> Outcome<Reply> {
+        let mut sql = self.sql().await?;
+        self.variables = sql.variables().await?;
+        let process =
+            server::find(&self.open.instance.datadir)?.ok_or_else(|| Problem::failed("the server is not running"))?;
+        let runtime = runtime::record(&mut sql, self.flavour()?, &self.variables, process.identity()).await?;
+        sql.close().await;
+        self.runtime = Some(runtime.clone());
+        Ok(Reply::Runtime(runtime))
+    }
+
+    /// Puts back what the drain set; a server that was restarted since has its own settings again.
+    async fn undrain(&mut self, runtime: &Runtime) -> Outcome<()> {
+        let process = server::find(&self.open.instance.datadir)?;
+        if runtime.server.0 != 0 && process.is_some_and(|p| p.identity() == runtime.server) {
+            let mut sql = self.sql().await?;
+            drain::undrain(&mut sql, runtime).await?;
+            sql.close().await;
+        }
+        self.drained = false;
+        Ok(())
+    }
+
+    async fn arm(&mut self, max_outage_s: u64, lease_s: u64) -> Outcome<Reply> {
+        let (instance, key, run) = (self.open.instance.clone(), self.identity.key.clone(), self.run()?.to_owned());
+        self.guarded = true;
+        blocking(move || guard::arm(&instance, &key, &run, max_outage_s, lease_s)).await?;
+        let (place, pulse) = (guard::Place::new(&self.open.instance, &self.identity.key), self.session.pulse.clone());
+        self.renewer = Some(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                // an unchanged pulse leaves the lease as it is: only progress and the controller's signs of life renew it
+                place.renew(pulse.load(Ordering::Relaxed));
+            }
+        }));
+        Ok(Reply::Done)
+    }
+
+    async fn disarm(&mut self) -> Outcome<Option<String>> {
+        let (instance, key, run) = (self.open.instance.clone(), self.identity.key.clone(), self.run()?.to_owned());
+        if let Some(renewer) = self.renewer.take() {
+            renewer.abort();
+        }
+        let fired = blocking(move || guard::disarm(&instance, &key, &run)).await?;
+        self.guarded = false;
+        Ok(fired)
+    }
+
+    /// Clean stop, proven. The guard must stand.
+    async fn stop(&mut self) -> Outcome<Reply> {
+        // everything that the proof needs is at hand before the stop
+        let (datadir, flavour, run) = (self.open.instance.datadir.clone(), self.flavour()?, self.run()?.to_owned());
+        let names = Names::from_variables(&datadir, &self.variables, &[], &[]);
+        self.runtime.as_ref().ok_or_else(|| Problem::failed("no stop before the runtime state is recorded"))?;
+        let mut sql = self.sql().await?;
+        // 2 would leave a datadir that looks clean and is not; 1 is the default on both
+        sql.execute("SET GLOBAL innodb_fast_shutdown = 1").await?;
+        sql.close().await;
+        let (instance, key) = (self.open.instance.clone(), self.identity.key.clone());
+        guard::stands(&instance, &key, &run).map_err(|p| p.during("no stop without a guard"))?;
+        self.stopped = true;
+        let at = instance.clone();
+        blocking(move || server::stop(&at)).await?;
+        crate::failpoint::reach("stop-server:stopped").await?;
+        blocking(move || prove_stopped(&datadir, flavour, &names)).await?;
+        guard::stands(&instance, &key, &run).map_err(|p| p.during("the guard did not stand through the stop"))?;
+        Ok(Reply::Done)
+    }
+
+    async fn stream(&mut self, options: StreamOptions) -> Outcome<Reply> {
+        if !self.stopped {
+            return Err(Problem::failed("the image is read from a stopped server only"));
+        }
+        let (datadir, flavour, session) = (self.open.instance.datadir.clone(), self.flavour()?, self.session.clone());
+        let names = Names::from_variables(&datadir, &self.variables, &options.extra.copy, &options.extra.drop);
+        let (totals, image) = blocking(move || {
+            let before = tree::walk(&datadir, flavour, &names)?;
+            if let Some(refusal) = before.facts.refusals.first() {
+                return Err(Problem::failed("the datadir holds what may not be copied").cause(refusal.clone()));
+            }
+            let result = stream::send(&datadir, &before, options.level, &session)?;
+            stream::unchanged(&before, &tree::walk(&datadir, flavour, &names)?)?;
+            match server::find(&datadir)? {
+                Some(_) => Err(Problem::failed("a server was started on the source's datadir while it was read")),
+                None => Ok(result),
+            }
+        })
+        .await?;
+        guard::stands(&self.open.instance, &self.identity.key, self.run()?)
+            .map_err(|p| p.during("the guard did not stand through the copy; the image is thrown away"))?;
+        Ok(Reply::Image { totals, image })
+    }
+
+    /// Starts the server unless it runs; proves by a query that it is back, with the runtime state it had.
+    async fn start(&mut self, runtime: &Runtime) -> Outcome<bool> {
+        let begin = async |this: &Self| {
+            let (instance, key) = (this.open.instance.clone(), this.identity.key.clone());
+            blocking(move || server::ensure_started(&instance, &key)).await.map_err(|p| p.with_kind(Kind::Human))
+        };
+        let mut started = begin(self).await?;
+        let mut sql = match self.sql().await {
+            Ok(sql) => sql,
+            // it still greeted while it was stopping: now it is down, and is started
+            Err(_) => {
+                started |= begin(self).await?;
+                self.sql().await?
+            }
+        };
+        if self.variables.is_empty() {
+            self.variables = sql.variables().await?;
+        }
+        let find = || server::find(&self.open.instance.datadir).map(|p| p.map(|p| p.identity()));
+        let mut process = find()?;
+        if process == Some(runtime.server) && !started {
+            // it was perhaps told to stop by an agent that died, and greets still
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            if begin(self).await? {
+                started = true;
+                sql = self.sql().await?;
+                process = find()?;
+            }
+        }
+        if process == Some(runtime.server) && runtime.server.0 != 0 {
+            // never stopped: only the drain has to be taken back
+            drain::undrain(&mut sql, runtime).await?;
+        } else if !self.restored(&mut sql, started, runtime).await? {
+            for warning in runtime::restore(&mut sql, self.flavour()?, runtime).await? {
+                self.session.note(warning).await;
+            }
+            self.mark_restored();
+        }
+        sql.close().await;
+        self.stopped = false;
+        self.drained = false;
+        Ok(started)
+    }
+
+    fn restored_file(&self) -> std::path::PathBuf {
+        self.open.instance.state_dir.join("guard").join(format!("{}.restored", self.identity.key))
+    }
+
+    /// Whether the runtime state is to be left alone: this run has restored it already, or somebody else started the server
+    /// so long ago that its state is theirs by now.
+    async fn restored(&self, sql: &mut Sql, started: bool, runtime: &Runtime) -> Outcome<bool> {
+        let run = self.run()?;
+        if std::fs::read_to_string(self.restored_file()).is_ok_and(|done| done == run) {
+            return Ok(true);
+        }
+        let age_s = chrono::Utc::now().timestamp() - runtime.recorded_s;
+        let ours = started || (guard::has_fired(&self.open.instance, &self.identity.key, run) && age_s < FORGOTTEN_S);
+        let theirs = !ours && sql.status("Uptime").await? > STALE_S;
+        if theirs {
+            self.session
+                .note("somebody started the server some time ago; the runtime state that this run had recorded was not restored")
+                .await;
+        }
+        Ok(theirs)
+    }
+
+    /// For a later recovery of the same run; at worst the state is restored twice.
+    fn mark_restored(&self) {
+        let _ = std::fs::write(self.restored_file(), self.run().unwrap_or_default());
+    }
+}
+
+/// Seconds after which recorded runtime state is not forced on a server that somebody else has started.
+const STALE_S: u64 = 15 * 60;
+
+/// Seconds after which it is not forced on a server that the guard has started.
+const FORGOTTEN_S: i64 = 6 * 3600;
+
+/// How long the same run's earlier agent may take to put back what it had begun.
+const PREDECESSOR: Duration = Duration::from_secs(120);
+
+/// Takes the host's lock for a run. The same run may come back on another connection: it waits until its earlier agent has
+/// ended, since both would put the same things back. On a source one that hangs does not stop it: the server must come up. On
+/// a destination two at once could destroy a generation: there it is refused in the end.
+pub async fn take_lock(role: Role, slot: &mut Option<Lock>, open: &Open, key: &str, holder: &Holder) -> Outcome<Reply> {
+    if let Some(lock) = slot {
+        lock.describe(holder)?;
+        return Ok(Reply::Locked(None));
+    }
+    let path = lock::path(&open.instance.state_dir, key);
+    let begun = std::time::Instant::now();
+    loop {
+        match lock::try_take(&path, holder)? {
+            // its holder is just about to say who it is
+            Taken::Theirs(None) if begun.elapsed() < Duration::from_secs(2) => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Taken::Ours(lock) => {
+                *slot = Some(lock);
+                return Ok(Reply::Locked(None));
+            }
+            Taken::Theirs(Some(theirs)) if theirs.run == holder.run => {
+                let switching = u64::from(open.instance.stop_timeout_s) + u64::from(open.instance.start_timeout_s);
+                match role {
+                    Role::Source if begun.elapsed() >= PREDECESSOR => return Ok(Reply::Locked(None)),
+                    Role::Destination if begun.elapsed() >= PREDECESSOR + Duration::from_secs(switching) => {
+                        return Ok(Reply::Locked(Some(theirs)));
+                    }
+                    _ => {}
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Taken::Theirs(theirs) => {
+                let unknown = || Holder { run: "unknown".into(), ..holder.clone() };
+                return Ok(Reply::Locked(Some(theirs.unwrap_or_else(unknown))));
+            }
+        }
+    }
+}
+
+/// Runs blocking work off the runtime's threads.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Outcome<T> + Send + 'static) -> Outcome<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Problem::failed("work on this host failed").because(error)))
+}
+
+/// All proofs that a server stopped cleanly: no process holds its files, no marker of an unclean stop, and the redo log
+/// itself ends at its last checkpoint.
+pub fn prove_stopped(datadir: &Path, flavour: Flavour, names: &Names) -> Outcome<()> {
+    let not_clean = |why: String| Problem::failed("the server did not stop cleanly").cause(why);
+    if let Some(process) = server::find(datadir)? {
+        return Err(not_clean(format!("process {} still holds its files", process.pid)));
+    }
+    if let Some(reason) = tree::walk(datadir, flavour, names)?.unclean.first() {
+        return Err(not_clean(reason.clone()));
+    }
+    match judge_redo(datadir, flavour)? {
+        RedoVerdict::Clean => Ok(()),
+        RedoVerdict::NotClean(why) => Err(not_clean(why)),
+        RedoVerdict::Unknown(why) => Err(not_clean(format!("the redo log cannot be judged: {why}"))),
+    }
+}
+
+fn judge_redo(datadir: &Path, flavour: Flavour) -> Outcome<RedoVerdict> {
+    const HEAD: usize = 16 * 1024;
+    let read_at = |file: &File, offset: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, offset).ok().map(|()| bytes)
+    };
+    let open = |path: &Path| File::open(path).explain(|| format!("cannot open {}", path.display()));
+    if flavour == Flavour::MariaDb {
+        let file = open(&datadir.join("ib_logfile0"))?;
+        let Some(head) = read_at(&file, 0, HEAD) else {
+            return Ok(RedoVerdict::Unknown("ib_logfile0 is too short".into()));
+        };
+        let size = file.metadata().map(|meta| meta.len()).unwrap_or(0);
+        return Ok(judge_mariadb(&head, size, &mut |offset, len| read_at(&file, offset, len)));
+    }
+    let folder = datadir.join("#innodb_redo");
+    let mut files = Vec::new();
+    let mut judged = Vec::new();
+    for entry in std::fs::read_dir(&folder).explain(|| format!("cannot read {}", folder.display()))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("#ib_redo") && !name.ends_with("_tmp") {
+            let file = open(&entry.path())?;
+            let size = file.metadata().map(|m| m.len()).unwrap_or(0);
+            judged.push(RedoFile { name, head: read_at(&file, 0, 2048).unwrap_or_default(), size });
+            files.push(file);
+        }
+    }
+    Ok(judge_mysql(&judged, &mut |n, offset, len| files.get(n).and_then(|file| read_at(file, offset, len))))
+}

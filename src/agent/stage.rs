@@ -1,0 +1,258 @@
+//! The work folder beside a destination's datadir: stage, previous generation, the record of both, and durable writes.
+//!
+//! Everything here lies in one folder, `.NAME.refreshd` next to the datadir `NAME`, on the same filesystem, so that
+//! generations change places by rename. Removes nothing outside that folder.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::receive::{Owner, chown, is_root, write_error};
+use crate::lock::{self, Lock};
+use crate::problem::{Explain, Outcome, Problem};
+use crate::wire::message::Origin;
+
+/// How long an act waits for another agent's: a swap that stops and starts a server.
+const EXCLUSIVE: Duration = Duration::from_secs(1800);
+
+/// The work folder of a datadir.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// The datadir, symlinks resolved.
+    pub datadir: PathBuf,
+    /// The folder itself.
+    pub folder: PathBuf,
+}
+
+/// What is known of the generations, on disk beside them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generations {
+    /// The one that serves.
+    pub current: Generation,
+    /// The one kept.
+    pub previous: Option<Generation>,
+    /// The run whose swap was committed last.
+    #[serde(default)]
+    pub committed_by: Option<String>,
+}
+
+/// One generation.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Where it came from; None: it was here before the first refresh.
+    pub origin: Option<Origin>,
+    /// The drop-in that belongs to it; None: there was none.
+    pub dropin: Option<String>,
+}
+
+impl Work {
+    /// The work folder for a datadir; nothing is created. A datadir that an interrupted exchange has left without its name is
+    /// found by the work folder beside it.
+    pub fn of(datadir: &Path) -> Outcome<Self> {
+        let interrupted = |datadir: &Path| {
+            let parent = datadir.parent()?.canonicalize().ok()?;
+            let folder = parent.join(format!(".{}.refreshd", datadir.file_name()?.to_string_lossy()));
+            folder.join("swap.json").exists().then(|| parent.join(datadir.file_name().unwrap_or_default()))
+        };
+        let datadir = datadir
+            .canonicalize()
+            .or_else(|error| interrupted(datadir).ok_or(error))
+            .explain(|| format!("cannot resolve the datadir {}", datadir.display()))?;
+        match (datadir.parent(), datadir.file_name()) {
+            (Some(parent), Some(name)) => {
+                let folder = parent.join(format!(".{}.refreshd", name.to_string_lossy()));
+                Ok(Self { folder, datadir })
+            }
+            _ => Err(Problem::refused(format!("{} cannot be a datadir", datadir.display()))),
+        }
+    }
+    /// The staged datadir.
+    pub fn stage(&self) -> PathBuf {
+        self.folder.join("stage")
+    }
+    /// The previous generation.
+    pub fn previous(&self) -> PathBuf {
+        self.folder.join("previous")
+    }
+    /// The swap's journal.
+    pub fn swap(&self) -> PathBuf {
+        self.folder.join("swap.json")
+    }
+    /// Sockets, logs and the init file of the isolated start.
+    pub fn isolated(&self) -> PathBuf {
+        self.folder.join("isolated")
+    }
+    /// What is being removed.
+    fn trash(&self) -> PathBuf {
+        self.folder.join("trash")
+    }
+    /// The run whose stage this is.
+    fn stage_run(&self) -> PathBuf {
+        self.folder.join("stage.run")
+    }
+    /// Who owns the datadir.
+    pub fn owner(&self) -> Outcome<Owner> {
+        let meta = std::fs::metadata(&self.datadir).explain(|| format!("cannot read {}", self.datadir.display()))?;
+        Ok(Owner { uid: meta.uid(), gid: meta.gid() })
+    }
+    /// Creates the folder itself. It belongs to the agent's account, and the server's group may only pass through: what is
+    /// read back from it (journals, records) must not be the server's account's to write.
+    pub fn create(&self) -> Outcome<()> {
+        let owner = self.owner()?;
+        make_dir(&self.folder)?;
+        let mode = std::fs::Permissions::from_mode(if is_root() { 0o710 } else { 0o700 });
+        if is_root() {
+            chown(&self.folder, Owner { uid: 0, gid: owner.gid })?;
+        }
+        std::fs::set_permissions(&self.folder, mode).explain(|| format!("cannot protect {}", self.folder.display()))
+    }
+    /// One at a time: whoever changes anything here holds this.
+    pub fn exclusive(&self) -> Outcome<Lock> {
+        lock::take_within(&self.folder.join("act.lock"), EXCLUSIVE)?
+            .ok_or_else(|| Problem::failed(format!("another agent is at work in {}", self.folder.display())))
+    }
+    /// An empty stage of a run; an abandoned one is removed. The agent's own until `hand_over`.
+    pub fn fresh_stage(&self, run: &str) -> Outcome<()> {
+        self.throw_away(&self.stage())?;
+        write_durably(&self.stage_run(), run.as_bytes())?;
+        make_dir(&self.stage())
+    }
+    /// Gives the stage to the owner of the datadir, with the datadir's own permission bits.
+    pub fn hand_over(&self) -> Outcome<()> {
+        let meta = std::fs::metadata(&self.datadir).explain(|| format!("cannot read {}", self.datadir.display()))?;
+        std::fs::set_permissions(self.stage(), meta.permissions())
+            .explain(|| format!("cannot set the permissions of {}", self.stage().display()))?;
+        chown_tree(&self.stage(), self.owner()?)
+    }
+    /// Forgets and removes the previous generation: first on record, then by one rename, so that a half-removed one is never
+    /// rolled back to.
+    pub fn forget_previous(&self) -> Outcome<()> {
+        let mut generations = self.generations()?;
+        generations.previous = None;
+        self.record(&generations)?;
+        self.throw_away(&self.previous())
+    }
+    /// Removes a folder of ours by way of `trash`: its name is free at once, and never holds a half-removed tree.
+    pub fn throw_away(&self, folder: &Path) -> Outcome<()> {
+        remove(&self.trash())?;
+        match std::fs::rename(folder, self.trash()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            renamed => renamed.explain(|| format!("cannot remove {}", folder.display()))?,
+        }
+        sync_dir(&self.folder).explain(|| format!("cannot make {} durable", self.folder.display()))?;
+        remove(&self.trash())
+    }
+    /// The record of the generations.
+    pub fn generations(&self) -> Outcome<Generations> {
+        let path = self.folder.join("generation.json");
+        match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).explain(|| format!("cannot understand {}", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Generations::default()),
+            Err(error) => Err(error).explain(|| format!("cannot read {}", path.display())),
+        }
+    }
+    /// Writes the record of the generations.
+    pub fn record(&self, generations: &Generations) -> Outcome<()> {
+        let bytes = serde_json::to_vec_pretty(generations).explain(|| "cannot record the generations")?;
+        write_durably(&self.folder.join("generation.json"), &bytes)
+    }
+    /// Removes the work folder's transient parts: stage and isolated start. A stage of another run is left alone.
+    pub fn discard_stage(&self, run: &str) -> Outcome<()> {
+        if std::fs::read_to_string(self.stage_run()).is_ok_and(|other| other != run) {
+            return Ok(());
+        }
+        self.throw_away(&self.stage())?;
+        remove(&self.isolated())?;
+        remove(&self.trash())?;
+        let _ = std::fs::remove_file(self.stage_run());
+        Ok(())
+    }
+}
+
+/// A folder that nobody else may enter.
+pub fn make_dir(path: &Path) -> Outcome<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(write_error(path, &error)),
+    }
+}
+
+/// Removes a folder and all below; Ok if it is not there.
+pub fn remove(path: &Path) -> Outcome<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).explain(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Replaces a file so that after a power cut it is the old one or the new one: temporary file, fsync, rename, fsync of
+/// the folder. Readable by the agent's account only.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> Outcome<()> {
+    write_with_mode(path, bytes, 0o600)
+}
+
+/// The same with other permission bits, for a drop-in that the server's account reads.
+pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Outcome<()> {
+    let folder = path.parent().ok_or_else(|| Problem::failed(format!("{} has no folder", path.display())))?;
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let temporary = folder.join(name);
+    let write = || -> std::io::Result<()> {
+        // what stands there is left from an interrupted write, or is somebody's trap
+        let _ = std::fs::remove_file(&temporary);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        sync_dir(folder)
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        write_error(path, &error)
+    })
+}
+
+/// Gives a tree to an owner, following nothing.
+fn chown_tree(path: &Path, owner: Owner) -> Outcome<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(path).explain(|| format!("cannot read {}", path.display()))?;
+    for entry in entries {
+        let entry = entry.explain(|| format!("cannot read {}", path.display()))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            chown_tree(&entry.path(), owner)?;
+        } else {
+            chown(&entry.path(), owner)?;
+        }
+    }
+    chown(path, owner)
+}
+
+/// Makes names in a folder durable.
+pub fn sync_dir(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Writes a whole tree out to the disk: every file, then every folder.
+pub fn sync_tree(folder: &Path) -> Outcome<()> {
+    let entries = std::fs::read_dir(folder).explain(|| format!("cannot read {}", folder.display()))?;
+    for entry in entries {
+        let path = entry.explain(|| format!("cannot read {}", folder.display()))?.path();
+        let meta = path.symlink_metadata().explain(|| format!("cannot read {}", path.display()))?;
+        if meta.is_dir() {
+            sync_tree(&path)?;
+        } else if meta.is_file() {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|e| write_error(&path, &e))?;
+        }
+    }
+    sync_dir(folder).map_err(|e| write_error(folder, &e))
+}

@@ -1,0 +1,171 @@
+//! What a person sees while a run goes on: one line for each finished step, and on a terminal a bar with bytes, rate and time
+//! left. Views of the run's events; decides nothing.
+
+use std::io::{IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::report::{Event, Sink, Stamped, human_bytes};
+
+/// How much to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Volume {
+    /// Nothing but errors.
+    Quiet,
+    /// Steps, waits, warnings.
+    Normal,
+    /// Notes, too.
+    Verbose,
+}
+
+/// Events as JSON lines on stdout.
+pub fn json() -> Sink {
+    Arc::new(|stamped: &Stamped| {
+        if let Ok(line) = serde_json::to_string(stamped) {
+            super::out(&line);
+        }
+    })
+}
+
+/// Events for a person, on stderr.
+pub fn person(volume: Volume) -> Sink {
+    let view = Mutex::new(View::new());
+    Arc::new(move |stamped: &Stamped| {
+        if volume != Volume::Quiet {
+            view.lock().unwrap_or_else(PoisonError::into_inner).show(&stamped.run, &stamped.event, volume);
+        }
+    })
+}
+
+struct View {
+    bar: Option<ProgressBar>,
+}
+
+impl View {
+    fn new() -> Self {
+        Self { bar: None }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
+        }
+    }
+
+    fn show(&mut self, run: &str, event: &Event, volume: Volume) {
+        match event {
+            Event::RunStarted { refresh, source, destinations } => {
+                let from = if source.is_empty() { String::new() } else { format!("{source} → ") };
+                self.line(&format!("run {run}: {refresh}: {from}{}", destinations.join(", ")));
+                if std::io::stderr().is_terminal() {
+                    self.bar = Some(bar());
+                }
+            }
+            Event::StepStarted { step } => {
+                if let Some(bar) = &self.bar {
+                    bar.reset();
+                    bar.set_length(0);
+                    bar.set_style(spinner());
+                    bar.set_message(step.name());
+                }
+            }
+            Event::Progress { done, total, what } => self.progress(*done, *total, what),
+            Event::StepFinished { step, ms, ok } => {
+                self.line(&format!(
+                    "  {} {:<10} {:>8.2} s",
+                    if *ok { "✓" } else { "✗" },
+                    step.name(),
+                    *ms as f64 / 1000.0
+                ));
+            }
+            Event::Waiting { host, holder } => self.line(&match holder {
+                Some(h) => format!(
+                    "  … waiting for {host}: held by run {} of {} on {} since {}, in step {}",
+                    h.run, h.refresh, h.host, h.since, h.step
+                ),
+                None => format!("  … waiting for {host}: held by another run"),
+            }),
+            Event::Note { host, text } if volume == Volume::Verbose => {
+                self.line(&format!("    {}{text}", prefix(host)))
+            }
+            Event::Note { .. } => {}
+            Event::Warning { host, text } => self.line(&format!("  ! {}{text}", prefix(host))),
+            Event::Undo { what, problem } => self.line(&match problem {
+                None => format!("  ↩ {what}"),
+                Some(problem) => format!("  ✗ NOT put back: {what}: {problem}"),
+            }),
+            Event::RunFinished(_) => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+
+    fn progress(&self, done: u64, total: u64, what: &str) {
+        let Some(bar) = &self.bar else { return };
+        if what == "bytes" {
+            if bar.length() != Some(total) {
+                bar.set_style(bytes());
+                bar.set_length(total);
+            }
+            bar.set_position(done);
+        } else {
+            bar.set_message(if total > 0 { format!("{done}/{total} {what}") } else { format!("{done} {what}") });
+        }
+    }
+}
+
+fn prefix(host: &str) -> String {
+    if host.is_empty() { String::new() } else { format!("{host}: ") }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0).with_style(spinner());
+    bar.enable_steady_tick(Duration::from_millis(120));
+    bar
+}
+
+fn spinner() -> ProgressStyle {
+    ProgressStyle::with_template("  {spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner())
+}
+
+fn bytes() -> ProgressStyle {
+    ProgressStyle::with_template("  {spinner} {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// A line on stderr; a closed stderr is no reason to fail.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A finished run in a few lines.
+pub fn summary(s: &crate::report::Summary) -> String {
+    let seconds = |ms: u64| format!("{:.2} s", ms as f64 / 1000.0);
+    let mut lines = vec![format!("{}: {} in {} (run {})", s.refresh, s.ending.name(), seconds(s.total_ms), s.id)];
+    if let Some(outage) = s.outage_ms {
+        lines.push(format!("  source down   {}", seconds(outage)));
+    }
+    if let Some(image) = &s.image {
+        lines.push(format!(
+            "  image         {} files, {}, sent {}, BLAKE3 {}",
+            s.files,
+            human_bytes(s.bytes),
+            human_bytes(s.sent_bytes),
+            &image[..16.min(image.len())]
+        ));
+    }
+    for d in &s.destinations {
+        let state = if d.refreshed { "refreshed" } else { "not refreshed, serves what it served before" };
+        lines.push(format!("  {:<13} {state}", d.host));
+        lines.extend(d.notes.iter().map(|note| format!("                {note}")));
+        if let Some(problem) = &d.problem {
+            lines.push(format!("                {problem}"));
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,125 @@
+//! What must hold across the whole configuration: hosts that do not share what is one server's own, refreshes that
+//! cannot harm a source.
+//!
+//! Pure: compares what `load` has read, touches no host. What only the hosts know is refused before a run.
+
+use std::path::Path;
+
+use super::model::{Config, Host, HostId, Refresh};
+use super::reader::Reader;
+use crate::instance::Service;
+
+/// Reports everything that does not fit together.
+pub(super) fn config(reader: &mut Reader<'_>, config: &Config) {
+    let hosts: Vec<&Host> = config.hosts().collect();
+    for (index, host) in hosts.iter().enumerate() {
+        for other in &hosts[..index] {
+            distinct(reader, host, other);
+        }
+        places(reader, config, host);
+    }
+    for refresh in config.refreshes.values() {
+        destinations(reader, config, refresh);
+        files(reader, refresh);
+    }
+}
+
+/// The full key of a host's entry.
+fn key(id: &HostId, entry: &str) -> String {
+    format!("environments.{}.hosts.{}.{entry}", id.environment(), id.name())
+}
+
+/// Two hosts have nothing in common that belongs to one server.
+fn distinct(reader: &mut Reader<'_>, host: &Host, other: &Host) {
+    if host.transport != other.transport {
+        return;
+    }
+    let (mine, theirs) = (&host.instance, &other.instance);
+    let mut clashes = Vec::new();
+    if mine.datadir == theirs.datadir {
+        clashes.push(("datadir", format!("this is the datadir of {} too", other.id)));
+    } else if mine.datadir.starts_with(&theirs.datadir) {
+        clashes.push(("datadir", format!("this lies inside the datadir of {}", other.id)));
+    } else if theirs.datadir.starts_with(&mine.datadir) {
+        clashes.push(("datadir", format!("the datadir of {} lies inside this one", other.id)));
+    }
+    if mine.socket == theirs.socket {
+        clashes.push(("socket", format!("this is the socket of {} too", other.id)));
+    }
+    if mine.dropin.is_some() && mine.dropin == theirs.dropin {
+        clashes.push(("dropin", format!("this is the dropin of {} too", other.id)));
+    }
+    match (&mine.service, &theirs.service) {
+        (Service::Systemd { unit }, Service::Systemd { unit: same }) if unit == same => {
+            clashes.push(("service.unit", format!("this is the unit of {} too", other.id)));
+        }
+        (Service::Process { defaults_file, .. }, Service::Process { defaults_file: same, .. })
+            if defaults_file == same =>
+        {
+            clashes.push(("service.defaults_file", format!("this is the defaults file of {} too", other.id)));
+        }
+        _ => {}
+    }
+    for (entry, problem) in clashes {
+        let hint = "Describe each server once, with places of its own.".to_owned();
+        reader.fail(&key(&host.id, entry), problem, Some(hint));
+    }
+}
+
+/// Nothing that must outlive a swap lies inside a datadir, and the log's folder holds nothing but the log.
+fn places(reader: &mut Reader<'_>, config: &Config, host: &Host) {
+    let mut inside = |key: &str, path: &Path| {
+        if path.starts_with(&host.instance.datadir) {
+            let hint = "A refresh replaces the datadir as a whole; choose a place outside it.".to_owned();
+            reader.fail(key, format!("this lies inside the datadir of {}", host.id), Some(hint));
+        }
+    };
+    inside("daemon.state_dir", &config.daemon.state_dir);
+    inside("daemon.log_dir", &config.daemon.log_dir);
+    for other in config.hosts().filter(|other| other.transport == host.transport) {
+        inside(&key(&other.id, "state_dir"), &other.instance.state_dir);
+        if let Some(dropin) = &other.instance.dropin {
+            inside(&key(&other.id, "dropin"), dropin);
+        }
+    }
+    if host.instance.state_dir == config.daemon.log_dir {
+        let hint = "Choose another folder: old files of the log's folder are deleted.".to_owned();
+        reader.fail(&key(&host.id, "state_dir"), "this is the log's folder", Some(hint));
+    }
+}
+
+/// No refresh overwrites what it must not.
+fn destinations(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
+    let list = format!("refreshes.{}.destinations", refresh.name);
+    for id in &refresh.destinations {
+        if *id == refresh.source {
+            reader.fail(&list, format!("{id} is the source of this refresh"), None);
+            continue;
+        }
+        if config.environments.get(id.environment()).is_some_and(|environment| environment.protected) {
+            let hint = format!("The environment {} is protected: name another destination.", id.environment());
+            reader.fail(&list, format!("{id} must never be overwritten"), Some(hint));
+        }
+        for other in config.refreshes.values().filter(|other| other.source == *id) {
+            let hint = "A host is either a source or a destination.".to_owned();
+            reader.fail(&list, format!("{id} is the source of the refresh {}", other.name), Some(hint));
+        }
+        let Some(host) = config.host(id) else {
+            continue;
+        };
+        if host.instance.dropin.is_none() && !host.settings.is_empty() {
+            let hint = format!("Set {} to an option file that the server reads last.", key(id, "dropin"));
+            reader.fail_absent(&list, format!("{id} has settings, but no dropin to push them with"), Some(hint));
+        }
+    }
+}
+
+/// No name is to be copied and left behind.
+fn files(reader: &mut Reader<'_>, refresh: &Refresh) {
+    for pattern in &refresh.policy.drop_files {
+        if refresh.policy.copy_files.contains(pattern) {
+            let key = format!("refreshes.{}.drop_files", refresh.name);
+            reader.fail(&key, format!("{pattern:?} stands in copy_files too"), None);
+        }
+    }
+}

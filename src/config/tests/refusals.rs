@@ -1,0 +1,280 @@
+//! What is refused, with the exact words.
+
+use std::fs;
+
+use super::{World, id};
+
+#[test]
+fn unknown_keys_are_reported_with_the_nearest_known_one() {
+    let world = World::refresh("drain_timout = \"5m\"\nzzz = 1\n[daemn]\nx = 1\n")
+        .part("a.toml", "[environments.rnd.hosts.r1]\nsockets = 1\nservice.units = 1\n")
+        .env("DAEMON__LOG_LEVLE", "debug")
+        .env("DAEMON_LOG_LEVEL", "debug")
+        .set("daemon.LOG_LEVEL=debug");
+    let errors = world.errors().join("\n");
+    for expected in [
+        "config.toml: refreshes.n.drain_timout: there is no such key (hint: Did you mean `drain_timeout`?)",
+        "config.toml: refreshes.n.zzz: there is no such key (hint: The keys known here are source, ",
+        "config.toml: daemn: there is no such key (hint: Did you mean `daemon`?)",
+        "conf.d/a.toml: environments.rnd.hosts.r1.sockets: there is no such key (hint: Did you mean `socket`?)",
+        "conf.d/a.toml: environments.rnd.hosts.r1.service.units: there is no such key (hint: Did you mean `unit`?)",
+        "environment variable MYSQL_REFRESHD_DAEMON__LOG_LEVLE: daemon.log_levle: there is no such key (hint: \
+         Did you \
+         mean `log_level`?)",
+        "environment variable MYSQL_REFRESHD_DAEMON_LOG_LEVEL: daemon_log_level: there is no such key",
+        "--set daemon.LOG_LEVEL: daemon.LOG_LEVEL: there is no such key",
+    ] {
+        assert!(errors.contains(expected), "{expected}\nis not in\n{errors}");
+    }
+    assert_eq!(world.errors().len(), 8, "{errors}");
+}
+
+#[test]
+fn all_errors_come_at_once() {
+    let world = World::new(
+        r#"
+[daemon]
+log_keep = 0
+log_level = "inf"
+log_dir = "logs"
+[environments.prod.hosts.db1]
+transport = "ssh"
+socket = "/s"
+service = { unit = "a", start = ["b"] }
+password = "hunter2"
+[environments.prod.hosts.Db2]
+datadir = 5
+[refreshes.n]
+source = "prd"
+destinations = ["prod/db", "prod/db1"]
+method = "snapshot"
+max_outage = 30
+enabled = "yes"
+schedule = "0 0 31 2 *"
+space_reserve = "100%"
+"#,
+    )
+    .part("a.toml", "[refreshes.n]\nschedule = '61 * * * *'\ntime_zone = 'Europe/Berlim'\n")
+    .env("REFRESHES__N__LOCK_TIMEOUT", "soon");
+    let errors = world.errors();
+    assert!(!errors.join("\n").contains("hunter2"));
+    let expected = [
+        "config.toml: daemon.log_dir: it must be an absolute path (hint: Write the whole path, beginning with `/`.)",
+        "config.toml: daemon.log_level: \"inf\" is not one of error, warn, info, debug, trace (hint: Did you \
+         mean `info`?)",
+        "config.toml: daemon.log_keep: a whole number from 1 to 10000 is expected",
+        "config.toml: environments.prod.hosts.Db2: \"Db2\" is not a valid name (hint: Use at most 64 \
+         lower-case letters, \
+         digits, `-` and `_`, beginning with a letter or digit.)",
+        "config.toml: environments.prod.hosts.Db2.datadir: it must be an absolute path (hint: Write the whole path, \
+         beginning with `/`.)",
+        "config.toml: environments.prod.hosts.Db2.socket: this key is missing",
+        "config.toml: environments.prod.hosts.Db2.service: this is missing (hint: Give `unit`, or `start` and \
+         `stop`, or \
+         `server` and `defaults_file`.)",
+        "config.toml: environments.prod.hosts.db1.transport: \"ssh\" is not in this version (hint: Write \"local\".)",
+        "config.toml: environments.prod.hosts.db1.datadir: this key is missing",
+        "config.toml: environments.prod.hosts.db1.password: a table is expected here, not a text (hint: Write \
+         its keys in \
+         braces, like { key = \"value\" }, or below a [heading].)",
+        "config.toml: environments.prod.hosts.db1.service: only one of these can be used: `unit` in \
+         config.toml, `start` \
+         in config.toml (hint: Keep one of them; tables of several layers are merged key by key.)",
+        "conf.d/a.toml: refreshes.n.time_zone: \"Europe/Berlim\" is not a time zone (hint: Did you mean \
+         `Europe/Berlin`?)",
+        "conf.d/a.toml: refreshes.n.schedule: \"61 * * * *\" is not a schedule: number out of bounds (hint: \
+         Write `minute hour day month weekday`, like \"30 2 * * *\", or \
+         `@daily`.)",
+        "config.toml: refreshes.n.enabled: true or false is expected, not \"yes\" (hint: Write true or false, \
+         without \
+         quotes.)",
+        "config.toml: refreshes.n.method: \"snapshot\" is not in this version (hint: Write \"cold\".)",
+        "environment variable MYSQL_REFRESHD_REFRESHES__N__LOCK_TIMEOUT: refreshes.n.lock_timeout: \"soon\" is not a \
+         duration (hint: Write a number and a unit, like \"30s\", \"5m\" or \"2h\".)",
+        "config.toml: refreshes.n.max_outage: \"30\" has no unit of time (hint: Write a number and a unit, \
+         like \"30s\", \
+         \"5m\" or \"2h\".)",
+        "config.toml: refreshes.n.space_reserve: \"100%\" is neither a share from 0% to 99% nor a size (hint: \
+         Write it \
+         like \"5%\", \"2GiB\" or \"500MB\".)",
+        "config.toml: refreshes.n.source: there is no environment \"prd\" (hint: Did you mean `prod`?)",
+        "config.toml: refreshes.n.destinations: there is no host \"db\" in the environment prod (hint: Did you mean \
+         `prod/db1`?)",
+    ];
+    for (error, expected) in errors.iter().zip(expected) {
+        assert_eq!(error, expected);
+    }
+    assert_eq!(errors.len(), expected.len(), "{errors:#?}");
+}
+
+#[test]
+fn broken_files_are_all_reported_and_absences_are_not() {
+    let world = World::new("[daemon]\nlog_keep = 0\n\nlog_dir = = 1\npassword = \"hunter2\n")
+        .part("a.toml", "[refreshes.n]\nsource = \"prod\"\nevnts = 1\n")
+        .part("b.toml", "x = 1\nx = 2\n")
+        .set("daemon.log_dir")
+        .set("daemon..log_dir=x")
+        .set("refreshes.n.copy_files=[1");
+    fs::write(world.folder.path().join("conf.d/c.toml"), b"x = \"\xff\"").unwrap();
+    let errors = world.errors();
+    let starts = [
+        "config.toml: line 4: ",
+        "conf.d/b.toml: line 2: duplicate key `x`",
+        "conf.d/c.toml: the file is not valid UTF-8",
+        "--set daemon.log_dir: there is no `=`",
+        "--set daemon..log_dir: this is not a key",
+        "--set refreshes.n.copy_files: the value is not valid TOML: ",
+        "conf.d/a.toml: refreshes.n.evnts: there is no such key (hint: Did you mean `events`?)",
+    ];
+    for (error, start) in errors.iter().zip(starts) {
+        assert!(error.starts_with(start), "{error}");
+        assert!(!error.contains("hunter2") && !error.contains('\n'), "{error}");
+    }
+    assert_eq!(errors.len(), starts.len(), "{errors:#?}");
+}
+
+#[test]
+fn schedules_are_accepted_in_every_form() {
+    for text in ["30 2 * * *", "0 30 2 * * *", "0 30 2 * * * 2099", "@daily", " @weekly ", "0 9 * * MON-FRI"] {
+        let world = World::refresh(&format!("schedule = \"{text}\"\ntime_zone = \"Europe/Berlin\""));
+        assert!(world.config().refreshes["n"].schedule.is_some(), "{text}");
+    }
+    for text in ["0 0 31 2 *", "0 0 0 1 1 * 2001"] {
+        let errors = World::refresh(&format!("schedule = \"{text}\"")).errors();
+        assert_eq!(errors, ["config.toml: refreshes.n.schedule: this schedule never comes round"]);
+    }
+    for text in ["every night", "* * * *", "@never", "ü", "0 0 * * 9", "1-", "+ + + + +", "@@daily"] {
+        let errors = World::refresh(&format!("schedule = \"{text}\"")).errors();
+        assert!(errors.len() == 1 && errors[0].contains("is not a schedule: "), "{text}: {errors:?}");
+    }
+}
+
+#[test]
+fn places_that_two_servers_share_are_refused() {
+    let world = World::refresh("")
+        .set("environments.rnd.hosts.r2.datadir=/srv//r1/.")
+        .set("environments.rnd.hosts.r2.socket=/srv/r1.sock")
+        .set("environments.rnd.hosts.r1.dropin=/srv/x.cnf")
+        .set("environments.rnd.hosts.r2.dropin=/srv/x.cnf");
+    let hint = " (hint: Describe each server once, with places of its own.)";
+    let line = |key: &str| {
+        let full = format!("environments.rnd.hosts.r2.{key}");
+        format!("--set {full}: {full}: this is the {key} of rnd/r1 too{hint}")
+    };
+    assert_eq!(world.errors(), [line("datadir"), line("socket"), line("dropin")]);
+
+    let world = World::refresh("")
+        .set("environments.rnd.hosts.r2.datadir=/srv/r1/deep")
+        .set("environments.rnd.hosts.r1.state_dir=/srv/p/state")
+        .set("daemon.log_dir=/srv/p");
+    let errors = world.errors().join("\n");
+    assert!(errors.contains("r2.datadir: this lies inside the datadir of rnd/r1"), "{errors}");
+    assert!(errors.contains("r1.state_dir: this lies inside the datadir of prod/db1"), "{errors}");
+    assert!(errors.contains("daemon.log_dir: this lies inside the datadir of prod/db1"), "{errors}");
+}
+
+#[test]
+fn no_refresh_can_harm_a_source() {
+    let more = "[refreshes.m]\nsource = \"rnd/r1\"\ndestinations = [\"rnd\", \"prod\", \"rnd/r2\"]\n";
+    assert_eq!(
+        World::refresh(more).errors(),
+        [
+            "config.toml: refreshes.m.destinations: rnd/r2 is named twice",
+            "config.toml: refreshes.m.destinations: rnd/r1 is the source of this refresh",
+            "config.toml: refreshes.m.destinations: prod/db1 must never be overwritten (hint: The environment \
+             prod is \
+             protected: name another destination.)",
+            "config.toml: refreshes.m.destinations: prod/db1 is the source of the refresh n (hint: A host is \
+             either a \
+             source or a destination.)",
+            "config.toml: refreshes.n.destinations: rnd/r1 is the source of the refresh m (hint: A host is either a \
+             source or a destination.)",
+        ]
+    );
+    let more = "[environments.none]\n[refreshes.m]\nsource = \"rnd\"\ndestinations = [\"none\"]\n\
+                [refreshes.l]\nsource = \"none\"\ndestinations = []\n";
+    assert_eq!(
+        World::refresh(more).errors(),
+        [
+            "config.toml: refreshes.l.source: the environment none has no hosts",
+            "config.toml: refreshes.l.destinations: there must be at least one",
+            "config.toml: refreshes.m.source: the environment rnd has 2 hosts (hint: Name one of them, like \
+             \"rnd/r1\".)",
+            "config.toml: refreshes.m.destinations: the environment none has no hosts",
+        ]
+    );
+}
+
+#[test]
+fn settings_are_server_variables_and_secrets_stay_hidden() {
+    let world = World::refresh("[environments.rnd.settings]\nmax-connections = 10\nwsrep_sst_auth = \"a:hunter2\"\n")
+        .set("environments.rnd.hosts.r1.dropin=/etc/r1.cnf")
+        .set("environments.rnd.hosts.r2.dropin=/etc/r2.cnf");
+    let config = world.config();
+    let shown: Vec<_> = config.effective.iter().filter(|effective| effective.key.contains("settings")).collect();
+    assert_eq!(shown[0].key, "environments.rnd.settings.max-connections");
+    assert_eq!((&shown[0].value[..], &shown[1].value[..]), ("\"10\"", "\"(hidden)\""));
+    assert_eq!(config.host(&id("rnd/r1")).unwrap().settings["wsrep_sst_auth"], "a:hunter2");
+
+    let world = World::refresh(
+        "[environments.rnd.settings]\na-b = 1\na_b = 1\nPort = 1\n\"x]\\n[mysqld\" = 1\ndatadir = \"/x\"\n\
+         init_connect = \"a\\nb\"\nplugins = [1]\n",
+    );
+    let errors = world.errors();
+    for (error, expected) in errors.iter().zip([
+        "settings.Port: this is not the name of a server variable",
+        "settings.a_b: this variable is set twice, also as `a-b`",
+        "settings.datadir: this belongs to the host: its key `datadir` says where it is",
+        "settings.init_connect: it must not contain control characters or line breaks",
+        "settings.plugins: a text is expected, not an array",
+        "settings.\"x]\\n[mysqld\": this is not the name of a server variable",
+        "refreshes.n.destinations: rnd/r1 has settings, but no dropin to push them with",
+        "refreshes.n.destinations: rnd/r2 has settings, but no dropin to push them with",
+    ]) {
+        assert!(error.contains(expected), "{error}\ndoes not say\n{expected}");
+    }
+    assert_eq!(errors.len(), 8, "{errors:#?}");
+}
+
+#[test]
+fn single_values_are_checked() {
+    let long = format!("socket = \"/{}\"", "s".repeat(107));
+    for (host, expected) in [
+        ("datadir = \"/\"", "it must not be the root folder"),
+        ("datadir = \"/a/../b\"", "it must not contain `..`"),
+        ("datadir = 2026-11-01", "a text is expected, not a date"),
+        (&long, "must not be longer than 107 bytes"),
+        ("service.unit = \"x.socket\"", "is not a service"),
+        ("service.unit = \"--now\"", "is not the name of a systemd unit"),
+        ("service.unit = \"\"", "it must not be empty"),
+        (
+            "service = {}",
+            "this is missing (hint: Give `unit`, or `start` and `stop`, or `server` and `defaults_file`.)",
+        ),
+        ("service.start = [\"a\"]", "service.stop: this key is missing"),
+        ("service = { start = [], stop = [\"a\"] }", "the program is missing"),
+        ("password = {}", "this is missing"),
+        ("password = { file = \"/a\", credential = \"b\" }", "only one of these can be used"),
+        ("password.credential = \"../a\"", "it must be a plain name, not a path"),
+        ("start_timeout = \"0s\"", "it must be at least one second"),
+        ("stop_timeout = \"1000y\"", "is too long"),
+    ] {
+        let mut keys = vec!["datadir = \"/d\"", "socket = \"/s\"", "service.unit = \"u\""];
+        keys.retain(|key| key.split([' ', '.']).next() != host.split([' ', '.']).next());
+        keys.push(host);
+        let errors = World::new(&format!("[environments.a.hosts.b]\n{}\n", keys.join("\n"))).errors();
+        assert!(errors.len() == 1 && errors[0].contains(expected), "{host}: {errors:#?}");
+    }
+    for (key, expected) in [
+        ("copy_files = [\"*\"]", "is not a name at the top of a datadir"),
+        ("drop_files = [\"a/b\"]", "is not a name at the top of a datadir"),
+        ("copy_files = [\"a\"]\ndrop_files = [\"a\"]", "stands in copy_files too"),
+        ("copy_files = \"a\"", "an array is expected, not a text"),
+        ("compression = 20", "is not \"auto\", \"none\" or a level from 1 to 19"),
+        ("space_reserve = \"99999999TiB\"", "is neither a share"),
+        ("keep_previous = \"until_staged\"", "Did you mean `until_stage`?"),
+    ] {
+        let errors = World::refresh(key).errors();
+        assert!(errors.len() == 1 && errors[0].contains(expected), "{key}: {errors:#?}");
+    }
+}

@@ -1,0 +1,86 @@
+//! Named points at which a test makes the program fail, hang or die.
+//!
+//! Compiled to nothing without the cargo feature `failpoints`; what is installed never has it. Decides nothing: a point
+//! returns the failure that the test asked for, and the code around it handles that like any other.
+//!
+//! `MYSQL_REFRESHD_FAIL` holds `WHERE:POINT=ACTION` items, separated by commas. WHERE is the process (`controller`, `source`,
+//! `destination`, `destination@ENV/HOST`, `guard`), ACTION is `error`, `kill`, `kill-once:FILE` (only while there is no
+//! FILE, which it creates), `hold:FILE` or `sleep:MS`.
+
+use crate::problem::Outcome;
+
+/// The variable that holds the requests.
+pub const VARIABLE: &str = "MYSQL_REFRESHD_FAIL";
+
+#[cfg(feature = "failpoints")]
+mod active {
+    use std::sync::{Mutex, PoisonError};
+
+    use crate::problem::{Outcome, Problem};
+
+    static PLACES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    pub fn init(places: Vec<String>) {
+        *PLACES.lock().unwrap_or_else(PoisonError::into_inner) = places;
+    }
+
+    pub fn hit(point: &str) -> Outcome<()> {
+        let Ok(spec) = std::env::var(super::VARIABLE) else { return Ok(()) };
+        let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for item in spec.split(',') {
+            let Some((at, action)) = item.split_once('=') else { continue };
+            if places.iter().any(|place| at == format!("{place}:{point}")) {
+                act(point, action)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn act(point: &str, action: &str) -> Outcome<()> {
+        match action.split_once(':').unwrap_or((action, "")) {
+            ("error", _) => return Err(Problem::failed(format!("failure injected at {point}"))),
+            ("kill-once", file) if std::fs::OpenOptions::new().write(true).create_new(true).open(file).is_ok() => {
+                return act(point, "kill");
+            }
+            ("kill", _) => {
+                let me = rustix::process::getpid();
+                let _ = rustix::process::kill_process(me, rustix::process::Signal::KILL);
+                std::thread::park();
+            }
+            ("hold", file) => {
+                let path = std::path::Path::new(file);
+                let _ = std::fs::write(path, point);
+                while path.exists() {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+            }
+            ("sleep", ms) => std::thread::sleep(std::time::Duration::from_millis(ms.parse().unwrap_or(0))),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Says who this process is.
+#[cfg_attr(not(feature = "failpoints"), allow(unused_variables, reason = "compiled to nothing"))]
+pub fn init(places: Vec<String>) {
+    #[cfg(feature = "failpoints")]
+    active::init(places);
+}
+
+/// A point that a test may fail. Blocks the thread when it is told to hold.
+#[cfg_attr(not(feature = "failpoints"), allow(unused_variables, reason = "compiled to nothing"))]
+pub fn hit(point: &str) -> Outcome<()> {
+    #[cfg(feature = "failpoints")]
+    active::hit(point)?;
+    Ok(())
+}
+
+/// The same from asynchronous code: a hold must not stop the runtime's other tasks, signals and heartbeats among them.
+pub async fn reach(point: &str) -> Outcome<()> {
+    if cfg!(feature = "failpoints") {
+        let point = point.to_owned();
+        return tokio::task::spawn_blocking(move || hit(&point)).await.unwrap_or(Ok(()));
+    }
+    Ok(())
+}

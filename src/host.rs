@@ -1,0 +1,375 @@
+//! Typed calls to one machine's agent. Connects when first needed, connects anew after a loss, and lets the operator's wish
+//! to stop through, except while something is put back. Knows one machine, not that there are two.
+
+use std::time::Duration;
+
+use crate::config::{Host, TransportKind};
+use crate::delta::hash::{Hash, Totals};
+use crate::problem::{Kind, Outcome, Problem};
+use crate::report::{Event, Reporter};
+use crate::run::Cancel;
+use tokio::sync::mpsc;
+
+use crate::transport::connection::{self, Aside, Connection, Piece};
+use crate::transport::{Transport, local::Local};
+use crate::wire::facts::{Facts, Identity};
+use crate::wire::message::{
+    DestinationRequest, DrainOptions, Drained, Extra, Holder, InstallOptions, Installed, Keep, Open, Origin,
+    ReceiveOptions, Reply, Role, Runtime, SourceRequest, StreamOptions, SwapOptions, VerifyOptions, WireSecret,
+};
+
+/// What every call needs to know of its run.
+#[derive(Clone)]
+pub struct Context {
+    /// The run; None: only a look.
+    pub run: Option<String>,
+    /// Where notes and progress go.
+    pub report: Reporter,
+    /// The wish to stop.
+    pub cancel: Cancel,
+    /// The silence after which an agent counts as lost.
+    pub silence: Duration,
+    /// Top-level names the operator decided on.
+    pub extra: Extra,
+}
+
+/// One machine's agent in one role.
+pub struct Remote {
+    host: Host,
+    role: Role,
+    transport: Box<dyn Transport>,
+    context: Context,
+    connection: Option<Connection>,
+    identity: Option<Identity>,
+    // while something is put back: the wish to stop is not heard, and the host's lock is taken on every new connection
+    undoing: Option<Holder>,
+}
+
+/// Requests and roles that belong together.
+trait RoleRequest: serde::Serialize {
+    fn open(open: Open) -> Self;
+    fn lock(holder: Holder) -> Self;
+}
+
+impl RoleRequest for SourceRequest {
+    fn open(open: Open) -> Self {
+        Self::Open(Box::new(open))
+    }
+    fn lock(holder: Holder) -> Self {
+        Self::Lock(holder)
+    }
+}
+
+impl RoleRequest for DestinationRequest {
+    fn open(open: Open) -> Self {
+        Self::Open(Box::new(open))
+    }
+    fn lock(holder: Holder) -> Self {
+        Self::Lock(holder)
+    }
+}
+
+fn transport(kind: TransportKind) -> Box<dyn Transport> {
+    match kind {
+        TransportKind::Local => Box::new(Local::new()),
+    }
+}
+
+impl Remote {
+    fn new(host: Host, role: Role, context: Context) -> Self {
+        let transport = transport(host.transport);
+        Self { host, role, transport, context, connection: None, identity: None, undoing: None }
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> String {
+        self.host.id.to_string()
+    }
+
+    /// Its description.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Which machine and datadir it is; known after the first call.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// From here on the wish to stop is not heard, and new connections take the host's lock.
+    pub fn begin_undo(&mut self, holder: &Holder) {
+        self.undoing = Some(holder.clone());
+    }
+
+    /// Closes the connection; the agent puts back what it had begun before this returns.
+    pub async fn close(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.close().await;
+        }
+    }
+
+    async fn connect<Q: RoleRequest>(&mut self) -> Outcome<()> {
+        if self.connection.as_ref().is_some_and(|c| c.lost().is_none()) {
+            return Ok(());
+        }
+        if let (None, Some(lost)) = (&self.undoing, self.connection.as_ref().and_then(Connection::lost)) {
+            // an agent has state, and the host's lock: the run cannot go on with another one, only put things back
+            return Err(lost);
+        }
+        self.close().await;
+        let (report, name) = (self.context.report.clone(), self.name());
+        let asides = move |aside| match aside {
+            Aside::Note(text) => report.note(&name, text),
+            Aside::Progress { done, total, what } => report.tell(Event::Progress { done, total, what }),
+        };
+        let connection = connection::open(self.transport.as_ref(), self.role, self.context.silence, asides)
+            .await
+            .map_err(|p| p.during(format!("cannot open an agent on {}", self.host.id)))?;
+        let password = match &self.host.password {
+            None => None,
+            Some(secret) => {
+                let secret = secret.clone();
+                let resolved = tokio::task::spawn_blocking(move || secret.resolve()).await;
+                let of = || Problem::new(Kind::Usage, format!("no password for {}", self.host.id));
+                match resolved.map_err(|e| of().because(e))? {
+                    Ok(secret) => Some(WireSecret(secret)),
+                    // starting a server and exchanging folders need no password: try
+                    Err(error) if self.undoing.is_some() => {
+                        self.context.report.warn(self.name(), format!("going on without its password: {error}"));
+                        None
+                    }
+                    Err(error) => return Err(error.hint().into_iter().fold(of().because(&error), Problem::hint)),
+                }
+            }
+        };
+        let open =
+            Open { host: self.name(), instance: self.host.instance.clone(), password, run: self.context.run.clone() };
+        match connection.call(Q::open(open)).await? {
+            Reply::Opened(identity) => self.identity = Some(identity),
+            other => return Err(unexpected(&other)),
+        }
+        if let Some(holder) = &self.undoing {
+            match connection.call(Q::lock(holder.clone())).await? {
+                Reply::Locked(None) => {}
+                Reply::Locked(Some(other)) => return Err(locked(&self.host.id.to_string(), Some(&other))),
+                other => return Err(unexpected(&other)),
+            }
+        }
+        self.connection = Some(connection);
+        Ok(())
+    }
+
+    async fn ask<Q: RoleRequest>(&mut self, request: Q) -> Outcome<Reply> {
+        let cancel = self.context.cancel.clone();
+        let hear = self.undoing.is_none();
+        if hear && cancel.is_cancelled() {
+            return Err(Problem::cancelled());
+        }
+        let name = self.host.id.to_string();
+        let work = async {
+            self.connect::<Q>().await?;
+            let connection = self.connection.as_ref().ok_or_else(|| Problem::new(Kind::Lost, "no connection"))?;
+            connection.call(request).await
+        };
+        let result = tokio::select! {
+            result = work => result,
+            () = cancel.cancelled(), if hear => Err(Problem::cancelled()),
+        };
+        match result {
+            Err(problem) if problem.kind == Kind::Cancelled => {
+                // the agent ends what is under way and puts it back
+                self.close().await;
+                Err(problem)
+            }
+            Err(problem) => Err(problem.on(name)),
+            Ok(reply) => Ok(reply),
+        }
+    }
+
+    fn live(&self) -> Outcome<&Connection> {
+        let name = self.host.id.to_string();
+        self.connection.as_ref().ok_or_else(|| Problem::new(Kind::Lost, format!("{name}: no connection")))
+    }
+
+    async fn done<Q: RoleRequest>(&mut self, request: Q) -> Outcome<()> {
+        match self.ask(request).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn identify<Q: RoleRequest>(&mut self) -> Outcome<Identity> {
+        let connected = self.connect::<Q>().await;
+        connected?;
+        self.identity.clone().ok_or_else(|| Problem::failed("the agent did not say who it is"))
+    }
+}
+
+/// Someone else has the lock.
+pub fn locked(host: &str, holder: Option<&Holder>) -> Problem {
+    let problem = Problem::new(Kind::Locked, format!("{host} is locked by another run"));
+    match holder {
+        Some(h) => problem.cause(format!(
+            "run {} of {} on {} (process {}), since {}, in step {}",
+            h.run, h.refresh, h.host, h.pid, h.since, h.step
+        )),
+        None => problem,
+    }
+    .hint("Wait for it (the default), or look at it with `mysql-refreshd history`.")
+}
+
+fn unexpected(reply: &Reply) -> Problem {
+    Problem::failed(format!("the agent gave an answer that does not fit: {reply:?}"))
+}
+
+/// The source's agent.
+pub struct SourceHost(pub Remote);
+
+/// A destination's agent.
+pub struct DestinationHost(pub Remote);
+
+macro_rules! typed {
+    ($remote:expr, $request:expr, $pattern:pat => $value:expr) => {
+        match $remote.ask($request).await? {
+            $pattern => Ok($value),
+            other => Err(unexpected(&other)),
+        }
+    };
+}
+
+impl SourceHost {
+    /// For one run.
+    pub fn new(host: Host, context: Context) -> Self {
+        Self(Remote::new(host, Role::Source, context))
+    }
+    /// Which machine and datadir.
+    pub async fn identify(&mut self) -> Outcome<Identity> {
+        self.0.identify::<SourceRequest>().await
+    }
+    /// Looks; changes nothing.
+    pub async fn facts(&mut self) -> Outcome<Facts> {
+        let extra = self.0.context.extra.clone();
+        typed!(self.0, SourceRequest::Facts(extra), Reply::Facts(facts) => *facts)
+    }
+    /// Takes the host's lock; who has it otherwise.
+    pub async fn lock(&mut self, holder: &Holder) -> Outcome<Option<Holder>> {
+        typed!(self.0, SourceRequest::Lock(holder.clone()), Reply::Locked(other) => other)
+    }
+    /// What a restart would lose.
+    pub async fn record_runtime(&mut self) -> Outcome<Runtime> {
+        typed!(self.0, SourceRequest::RecordRuntime, Reply::Runtime(runtime) => runtime)
+    }
+    /// Drains.
+    pub async fn drain(&mut self, options: DrainOptions) -> Outcome<Drained> {
+        typed!(self.0, SourceRequest::Drain(options), Reply::Drained(drained) => drained)
+    }
+    /// Puts back what the drain set.
+    pub async fn undrain(&mut self, runtime: &Runtime) -> Outcome<()> {
+        self.0.done(SourceRequest::Undrain(runtime.clone())).await
+    }
+    /// Arms the guard.
+    pub async fn arm_guard(&mut self, max_outage_s: u64, lease_s: u64) -> Outcome<()> {
+        self.0.done(SourceRequest::ArmGuard { max_outage_s, lease_s }).await
+    }
+    /// Stops the server and proves it.
+    pub async fn stop_server(&mut self) -> Outcome<()> {
+        self.0.done(SourceRequest::StopServer).await
+    }
+    /// Reads and streams the image into `connection`. Not cancelled by itself: the transfer is.
+    pub async fn stream(&self, options: StreamOptions) -> Outcome<(Totals, Hash)> {
+        match self.connection()?.call(SourceRequest::Stream(options)).await {
+            Ok(Reply::Image { totals, image }) => Ok((totals, image)),
+            Ok(other) => Err(unexpected(&other)),
+            Err(problem) => Err(problem.on(self.0.name())),
+        }
+    }
+    /// The image's stream; can be taken once a connection.
+    pub fn take_pieces(&mut self) -> Outcome<mpsc::UnboundedReceiver<Piece>> {
+        let pieces = self.0.connection.as_mut().and_then(Connection::take_pieces);
+        pieces.ok_or_else(|| Problem::new(Kind::Lost, "no connection to stream from"))
+    }
+    /// Starts the server unless it runs; proves that it is back.
+    pub async fn start_server(&mut self, runtime: &Runtime) -> Outcome<bool> {
+        typed!(self.0, SourceRequest::StartServer(runtime.clone()), Reply::Started(started) => started)
+    }
+    /// Disarms the guard; why it had fired, if it had.
+    pub async fn disarm_guard(&mut self) -> Outcome<Option<String>> {
+        typed!(self.0, SourceRequest::DisarmGuard, Reply::Disarmed(fired) => fired)
+    }
+    /// The connection, for streams.
+    pub fn connection(&self) -> Outcome<&Connection> {
+        self.0.live()
+    }
+}
+
+impl DestinationHost {
+    /// For one run.
+    pub fn new(host: Host, context: Context) -> Self {
+        Self(Remote::new(host, Role::Destination, context))
+    }
+    /// Which machine and datadir.
+    pub async fn identify(&mut self) -> Outcome<Identity> {
+        self.0.identify::<DestinationRequest>().await
+    }
+    /// Looks; changes nothing.
+    pub async fn facts(&mut self) -> Outcome<Facts> {
+        let extra = self.0.context.extra.clone();
+        typed!(self.0, DestinationRequest::Facts(extra), Reply::Facts(facts) => *facts)
+    }
+    /// Takes the host's lock; who has it otherwise.
+    pub async fn lock(&mut self, holder: &Holder) -> Outcome<Option<Holder>> {
+        typed!(self.0, DestinationRequest::Lock(holder.clone()), Reply::Locked(other) => other)
+    }
+    /// An empty stage.
+    pub async fn prepare_stage(&mut self) -> Outcome<()> {
+        self.0.done(DestinationRequest::PrepareStage).await
+    }
+    /// The previous generation goes, if it may go before the new one comes.
+    pub async fn make_room(&mut self, keep: Keep) -> Outcome<()> {
+        self.0.done(DestinationRequest::MakeRoom(keep)).await
+    }
+    /// The connection, for streams.
+    pub fn connection(&self) -> Outcome<&Connection> {
+        self.0.live()
+    }
+    /// Receives what the transfer feeds over `connection`, and proves it. Not cancelled by itself: the transfer is.
+    pub async fn receive(&self, from_disk: bool) -> Outcome<(Totals, Hash)> {
+        match self.connection()?.call(DestinationRequest::Receive(ReceiveOptions { from_disk })).await {
+            Ok(Reply::Image { totals, image }) => Ok((totals, image)),
+            Ok(other) => Err(unexpected(&other)),
+            Err(problem) => Err(problem.on(self.0.name())),
+        }
+    }
+    /// Writes the stage out.
+    pub async fn sync_stage(&mut self) -> Outcome<()> {
+        self.0.done(DestinationRequest::SyncStage).await
+    }
+    /// The isolated first start.
+    pub async fn install(&mut self, options: InstallOptions) -> Outcome<Installed> {
+        typed!(self.0, DestinationRequest::Install(Box::new(options)), Reply::Installed(installed) => installed)
+    }
+    /// Swaps.
+    pub async fn swap(&mut self, options: SwapOptions) -> Outcome<()> {
+        self.0.done(DestinationRequest::Swap(Box::new(options))).await
+    }
+    /// Verifies what the server serves.
+    pub async fn verify(&mut self, options: VerifyOptions) -> Outcome<()> {
+        self.0.done(DestinationRequest::Verify(Box::new(options))).await
+    }
+    /// The new generation stays.
+    pub async fn commit(&mut self, keep: Keep) -> Outcome<()> {
+        self.0.done(DestinationRequest::Commit(keep)).await
+    }
+    /// The old generation serves again; true: the swap had been committed and stays.
+    pub async fn undo_swap(&mut self) -> Outcome<bool> {
+        typed!(self.0, DestinationRequest::UndoSwap, Reply::Undone(committed) => committed)
+    }
+    /// The stage goes.
+    pub async fn discard_stage(&mut self) -> Outcome<()> {
+        self.0.done(DestinationRequest::DiscardStage).await
+    }
+    /// Current and previous generation change places.
+    pub async fn rollback(&mut self) -> Outcome<Option<Origin>> {
+        typed!(self.0, DestinationRequest::Rollback, Reply::RolledBack(origin) => origin)
+    }
+}

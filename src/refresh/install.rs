@@ -1,0 +1,120 @@
+//! What happens on one destination after the image has landed: isolated first start, swap, verification, commit. Each part is
+//! run on all destinations at once; one that fails takes no further part.
+
+use std::collections::BTreeMap;
+
+use super::hosts::Destination;
+use super::undo::Undo;
+use crate::config::{Accounts, Events, KeepPrevious, Layout, Policy, Refresh, XaPrepared};
+use crate::mysql::Flavour;
+use crate::mysql::dropin::{Header, render};
+use crate::mysql::variables::layout_variables;
+use crate::problem::{Outcome, Problem};
+use crate::report::Reporter;
+use crate::run::Run;
+use crate::wire::message::{Extra, InstallOptions, Keep, Origin, SwapOptions, VerifyOptions};
+
+/// What all destinations have in common.
+pub struct Shared<'a> {
+    /// The refresh.
+    pub refresh: &'a Refresh,
+    /// The source's variables.
+    pub variables: &'a BTreeMap<String, String>,
+    /// Its flavour.
+    pub flavour: Flavour,
+    /// Where the generation comes from.
+    pub origin: Origin,
+    /// Top-level names the operator decided on.
+    pub extra: Extra,
+}
+
+/// `keep_previous` as hosts know it.
+pub fn keep(policy: &Policy) -> Keep {
+    match policy.keep_previous {
+        KeepPrevious::UntilStage => Keep::UntilStage,
+        KeepPrevious::UntilVerified => Keep::UntilVerified,
+        KeepPrevious::None => Keep::Never,
+    }
+}
+
+/// The isolated first start.
+pub async fn install(destination: &mut Destination, shared: &Shared<'_>, report: &Reporter) -> Outcome<()> {
+    let policy = &shared.refresh.policy;
+    let own_accounts = policy.accounts == Accounts::Destination;
+    let options = InstallOptions {
+        layout: layout(shared),
+        own_accounts,
+        disable_events: policy.events == Events::Disable,
+        rollback_xa: policy.xa_prepared == XaPrepared::Rollback,
+        extra: shared.extra.clone(),
+    };
+    let installed = destination.host.install(options).await?;
+    let mut notes = vec![match installed.accounts {
+        Some(n) => format!("{n} own accounts and roles kept, the source's dropped"),
+        None => "accounts are the source's".to_owned(),
+    }];
+    for (n, what) in [
+        (installed.events, "events disabled"),
+        (installed.xa, "prepared XA transactions rolled back"),
+        (installed.defused, "replication connections and remote servers removed"),
+    ] {
+        if n > 0 {
+            notes.push(format!("{n} {what}"));
+        }
+    }
+    for note in &notes {
+        report.note(destination.host.0.name(), note);
+    }
+    destination.notes.extend(notes);
+    destination.installed = Some(installed);
+    Ok(())
+}
+
+/// The source's layout variables.
+fn layout(shared: &Shared<'_>) -> BTreeMap<String, String> {
+    let of = |name: &&str| shared.variables.get(*name).map(|value| ((*name).to_owned(), value.clone()));
+    layout_variables(shared.flavour).iter().filter_map(of).collect()
+}
+
+/// Settings to be pushed: what the environment says, and the layout that follows the data.
+fn settings(destination: &Destination, shared: &Shared<'_>) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    if shared.refresh.policy.layout == Layout::Follow {
+        // all of them, not those that differ now: they may be equal only because the last drop-in says so
+        settings.extend(layout(shared));
+    }
+    settings.extend(destination.host.0.host().settings.clone());
+    settings
+}
+
+/// The swap. Its undo is in the journal before.
+pub async fn swap(destination: &mut Destination, shared: &Shared<'_>, run: &Run<Undo>) -> Outcome<()> {
+    let settings = settings(destination, shared);
+    let header = Header { run: &run.id, refresh: &shared.refresh.name, source: &shared.origin.source };
+    let dropin = (!settings.is_empty()).then(|| render(shared.flavour, &header, &settings));
+    destination.armed.push(run.arm(Undo::UndoSwap { host: destination.host.0.host().id.clone() })?);
+    destination.host.swap(SwapOptions { dropin, origin: shared.origin.clone() }).await
+}
+
+/// What the served generation must show.
+pub async fn verify(destination: &mut Destination, shared: &Shared<'_>) -> Outcome<()> {
+    let installed =
+        destination.installed.as_ref().ok_or_else(|| Problem::failed("verified before it was installed"))?;
+    let options = VerifyOptions {
+        settings: settings(destination, shared),
+        counts: installed.counts.clone(),
+        no_replication: true,
+    };
+    destination.host.verify(options).await
+}
+
+/// The new generation stays; nothing of this destination is to be put back any more.
+pub async fn commit(destination: &mut Destination, shared: &Shared<'_>, run: &Run<Undo>) -> Outcome<()> {
+    destination.host.0.begin_undo(run.holder());
+    destination.host.commit(keep(&shared.refresh.policy)).await?;
+    destination.refreshed = true;
+    for armed in destination.armed.drain(..) {
+        run.settle(armed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,371 @@
+//! The refresh: one pipeline, read top to bottom, and what belongs to it. Every act that must be undone is in the journal before
+//! it is done; whatever ends the pipeline, what is armed is put back before the run is over.
+//!
+//! Knows the order of the steps and both sides. Knows no exit codes, no terminal, no SQL.
+
+pub mod hosts;
+pub mod plan;
+pub mod recover;
+pub mod rollback;
+pub mod undo;
+
+mod install;
+mod locking;
+mod preflight;
+mod safety;
+mod transfer;
+
+use std::time::{Duration, Instant};
+
+use hosts::{Descriptions, Hosts};
+use undo::Undo;
+
+use crate::config::{
+    Compression, Config, LongTransactions, OnBusy, OnDestinationFailure, Proof, Refresh, TransportKind,
+};
+use crate::host::Context;
+use crate::problem::{Explain, Kind, Outcome, Problem};
+use crate::report::{Ending, Event, Reporter, Sink, Step, Summary};
+use crate::run::{Cancel, Run, Undoer, new_id};
+use crate::store::Store;
+use crate::wire::message::{DrainOptions, Extra, Holder, Origin, StreamOptions};
+
+/// What a run leaves for the way back and for destinations to be told that they failed, in time: part of `max_outage` that is
+/// not spent on copying.
+const START_RESERVE: Duration = Duration::from_secs(10);
+
+/// What a run is begun with.
+pub struct Job<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// The refresh.
+    pub refresh: &'a Refresh,
+    /// Journal and history.
+    pub store: Store,
+    /// Who listens.
+    pub sinks: Vec<Sink>,
+    /// The wish to stop.
+    pub cancel: Cancel,
+    /// Do not wait for locks.
+    pub no_wait: bool,
+}
+
+/// Figures that the pipeline leaves for the summary.
+#[derive(Default)]
+struct Figures {
+    outage: Option<Duration>,
+    copied: Option<transfer::Copied>,
+}
+
+/// Who a run is, for locks and journal.
+fn holder(run: &str, refresh: &str) -> Holder {
+    Holder {
+        run: run.to_owned(),
+        refresh: refresh.to_owned(),
+        pid: std::process::id(),
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        since: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        step: "start".to_owned(),
+    }
+}
+
+/// The hosts of a refresh, as the journal keeps them.
+fn descriptions(config: &Config, refresh: &Refresh) -> Outcome<Descriptions> {
+    let host = |id| {
+        config.host(id).cloned().ok_or_else(|| Problem::new(Kind::Usage, format!("no host {id} in the configuration")))
+    };
+    Ok(Descriptions {
+        source: Some(host(&refresh.source)?),
+        destinations: refresh.destinations.iter().map(host).collect::<Outcome<_>>()?,
+    })
+}
+
+/// What every agent of a run is told.
+fn context(
+    config: &Config,
+    refresh: Option<&Refresh>,
+    run: Option<&str>,
+    report: &Reporter,
+    cancel: &Cancel,
+) -> Context {
+    let extra = refresh.map_or_else(Extra::default, |r| Extra {
+        copy: r.policy.copy_files.clone(),
+        drop: r.policy.drop_files.clone(),
+    });
+    Context {
+        run: run.map(str::to_owned),
+        report: report.clone(),
+        cancel: cancel.clone(),
+        silence: config.daemon.host_timeout,
+        extra,
+    }
+}
+
+/// Runs a refresh to its end, whatever that is. An error means that no run was begun.
+pub async fn run(job: Job<'_>) -> Outcome<Summary> {
+    let refresh = job.refresh;
+    let descriptions = descriptions(job.config, refresh)?;
+    recover::abandoned(&job.config.daemon, &job.store, job.sinks.clone(), &descriptions.names()).await?;
+    let (id, begun) = (new_id(), Instant::now());
+    let mut sinks = job.sinks;
+    let store = job.store.clone();
+    sinks.insert(0, std::sync::Arc::new(move |event| store.keep(event)));
+    let report = Reporter::new(&id, sinks);
+    let text = serde_json::to_string(&descriptions).explain(|| "cannot write the journal")?;
+    let run =
+        Run::<Undo>::begin(job.store.clone(), holder(&id, &refresh.name), &text, report.clone(), job.cancel.clone())?;
+    report.tell(Event::RunStarted {
+        refresh: refresh.name.clone(),
+        source: refresh.source.to_string(),
+        destinations: refresh.destinations.iter().map(ToString::to_string).collect(),
+    });
+    let context = context(job.config, Some(refresh), Some(&id), &report, &job.cancel);
+    let mut hosts = Hosts::new(&descriptions, &context, run.holder().clone());
+    let mut figures = Figures::default();
+    let patience =
+        if job.no_wait || refresh.policy.on_busy == OnBusy::Fail { None } else { Some(refresh.policy.lock_timeout) };
+    let stopped_at = std::cell::Cell::new(None);
+    let result = pipeline(&run, job.config, refresh, &mut hosts, &mut figures, patience, &stopped_at).await;
+    let left = put_back(&run, &mut hosts, result.is_err()).await;
+    // a source that the pipeline could not bring back was down until it was put back
+    if figures.outage.is_none() {
+        figures.outage = stopped_at.get().map(|at: Instant| at.elapsed());
+    }
+    let summary = summarise(refresh, &run, &hosts, result, left, &figures, begun);
+    hosts.close().await;
+    report.tell(Event::RunFinished(summary.clone()));
+    report.flush();
+    job.store.finish(&id, &summary)?;
+    Ok(summary)
+}
+
+/// The pipeline: each step needs what the one before it gave.
+async fn pipeline(
+    run: &Run<Undo>,
+    config: &Config,
+    refresh: &Refresh,
+    hosts: &mut Hosts,
+    figures: &mut Figures,
+    patience: locking::Patience,
+    stopped_at: &std::cell::Cell<Option<Instant>>,
+) -> Outcome<()> {
+    let (policy, report) = (&refresh.policy, &run.report);
+    let abort = policy.on_destination_failure == OnDestinationFailure::Abort;
+    let source = refresh.source.clone();
+
+    run.step(Step::Lock, locking::take_all(run, hosts, &config.daemon.state_dir, patience)).await?;
+
+    let facts = run
+        .step(Step::Preflight, async {
+            let facts = preflight::gather(hosts).await?;
+            let verdict = preflight::judge(config, refresh, hosts, &facts);
+            verdict.warnings.iter().for_each(|warning| report.warn("", warning));
+            preflight::refuse(&verdict)?;
+            Ok(facts)
+        })
+        .await?;
+    let server = facts.server.as_ref().ok_or_else(|| Problem::refused("the source does not answer"))?;
+
+    run.step(Step::Stage, async {
+        hosts
+            .each(report, abort, async |d| {
+                d.armed.push(run.arm(Undo::DiscardStage { host: d.host.0.host().id.clone() })?);
+                d.host.prepare_stage().await
+            })
+            .await
+    })
+    .await?;
+
+    let (runtime, undrain) = run
+        .step(Step::Drain, async {
+            let runtime = hosts.source()?.record_runtime().await?;
+            let undrain = run.arm(Undo::Undrain { host: source.clone(), runtime: runtime.clone() })?;
+            let drained = hosts.source()?.drain(drain_options(refresh)).await?;
+            report.note(
+                &source,
+                format!("drained: {} dirty pages before, {} after", drained.dirty_before, drained.dirty_after),
+            );
+            if drained.left_open > 0 {
+                report.warn(
+                    &source,
+                    format!("{} long transaction(s) will be rolled back by the stop", drained.left_open),
+                );
+            }
+            // from here on the previous generation may be gone, whatever becomes of the run
+            hosts.each(report, abort, async |d| d.host.make_room(install::keep(policy)).await).await?;
+            Ok((runtime, undrain))
+        })
+        .await?;
+
+    let guard = run
+        .step(Step::Guard, async {
+            let guard = run.arm(Undo::DisarmGuard { host: source.clone() })?;
+            let lease = config.daemon.host_timeout.as_secs().max(5);
+            hosts.source()?.arm_guard(policy.max_outage.as_secs().max(1), lease).await?;
+            Ok(guard)
+        })
+        .await?;
+
+    let start = run
+        .step(Step::Stop, async {
+            let start = run.arm(Undo::StartServer { host: source.clone(), runtime: runtime.clone() })?;
+            stopped_at.set(Some(Instant::now()));
+            hosts.source()?.stop_server().await?;
+            Ok(start)
+        })
+        .await?;
+    let down = stopped_at.get().unwrap_or_else(Instant::now);
+    let taken = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+
+    let copied = run
+        .step(Step::Copy, async {
+            let options = transfer::Options {
+                stream: StreamOptions { level: level(policy.compression, hosts), extra: extra(refresh) },
+                from_disk: policy.proof == Proof::Disk,
+                expected: facts.tree.copy_bytes,
+                abort,
+                deadline: deadline(policy.max_outage, down),
+                stall: config.daemon.host_timeout,
+            };
+            transfer::copy(hosts, options, report, &run.cancel).await
+        })
+        .await?;
+    figures.copied = Some(copied);
+
+    run.step(Step::Prove, async { hosts.judge(abort) }).await?;
+
+    // from here on the wish to stop waits until the source is back
+    run.must(Step::Start, async { run.fire(start, hosts).await }).await?;
+    figures.outage = Some(down.elapsed());
+    run.settle(undrain)?;
+
+    run.must(Step::Disarm, async {
+        run.fire(guard, hosts).await?;
+        match &hosts.guard_fired {
+            None => Ok(()),
+            Some(why) => {
+                Err(Problem::failed("the guard had started the source; the image is thrown away").cause(why.clone()))
+            }
+        }
+    })
+    .await?;
+
+    let shared = install::Shared {
+        refresh,
+        variables: &server.variables,
+        flavour: crate::mysql::Flavour::MariaDb,
+        origin: Origin {
+            run: run.id.clone(),
+            refresh: refresh.name.clone(),
+            source: refresh.source.to_string(),
+            taken,
+            image: copied.image,
+        },
+        extra: extra(refresh),
+    };
+    run.step(Step::Install, async {
+        hosts.each(report, abort, async |d| d.host.sync_stage().await).await?;
+        hosts.each(report, abort, async |d| install::install(d, &shared, report).await).await
+    })
+    .await?;
+
+    run.step(Step::Swap, async { hosts.each(report, abort, async |d| install::swap(d, &shared, run).await).await })
+        .await?;
+
+    run.step(Step::Verify, async { hosts.each(report, abort, async |d| install::verify(d, &shared).await).await })
+        .await?;
+
+    run.must(Step::Finish, async { hosts.each(report, abort, async |d| install::commit(d, &shared, run).await).await })
+        .await
+}
+
+fn drain_options(refresh: &Refresh) -> DrainOptions {
+    DrainOptions {
+        limit_ms: refresh.policy.drain_timeout.as_millis() as u64,
+        long_ms: refresh.policy.long_transaction_age.as_millis() as u64,
+        wait_for_long: refresh.policy.long_transactions == LongTransactions::Wait,
+    }
+}
+
+fn extra(refresh: &Refresh) -> Extra {
+    Extra { copy: refresh.policy.copy_files.clone(), drop: refresh.policy.drop_files.clone() }
+}
+
+/// Compression costs the source time while it is down; on one machine it saves nothing.
+fn level(compression: Compression, hosts: &Hosts) -> Option<i32> {
+    let remote = hosts.destinations.iter().map(|d| d.host.0.host()).chain(hosts.source.iter().map(|s| s.0.host()));
+    match compression {
+        Compression::None => None,
+        Compression::Level(level) => Some(level),
+        Compression::Auto => remote.into_iter().any(|host| host.transport != TransportKind::Local).then_some(1),
+    }
+}
+
+/// When the copy must have ended, for the source to be back in time.
+fn deadline(max_outage: Duration, down: Instant) -> Instant {
+    down + max_outage.saturating_sub(START_RESERVE.min(max_outage / 4))
+}
+
+/// Puts back everything that is still armed. After a failure all connections are closed first: agents end what is under way,
+/// and the source's starts its server at once.
+async fn put_back(run: &Run<Undo>, hosts: &mut Hosts, failed: bool) -> Vec<Problem> {
+    if failed {
+        hosts.close().await;
+    } else {
+        for destination in hosts.destinations.iter_mut().filter(|d| d.failed.is_some()) {
+            destination.host.0.close().await;
+        }
+    }
+    run.unwind(hosts, |_| true).await
+}
+
+fn summarise(
+    refresh: &Refresh,
+    run: &Run<Undo>,
+    hosts: &Hosts,
+    result: Outcome<()>,
+    left: Vec<Problem>,
+    figures: &Figures,
+    begun: Instant,
+) -> Summary {
+    let results = hosts.results();
+    let stopped = figures.outage.is_some();
+    let problem = result.err();
+    let done = results.iter().filter(|d| d.refreshed).count();
+    let ending = match &problem {
+        _ if !left.is_empty() => Ending::Human,
+        _ if done == results.len() => Ending::Done,
+        _ if done > 0 => Ending::Partial,
+        None => Ending::Failed,
+        Some(p) => match p.kind {
+            Kind::Cancelled => Ending::Cancelled,
+            // these promise that nothing was touched
+            Kind::Refused if !stopped => Ending::Refused,
+            Kind::Locked if !stopped => Ending::Locked,
+            Kind::Usage if !stopped => Ending::Usage,
+            _ => Ending::Failed,
+        },
+    };
+    let problem = problem.or_else(|| results.iter().find_map(|d| d.problem.clone()));
+    let copied = figures.copied;
+    Summary {
+        id: run.id.clone(),
+        refresh: refresh.name.clone(),
+        ending,
+        problem,
+        not_put_back: left,
+        outage_ms: figures.outage.map(|d| d.as_millis() as u64),
+        total_ms: begun.elapsed().as_millis() as u64,
+        files: copied.map_or(0, |c| c.totals.files),
+        bytes: copied.map_or(0, |c| c.totals.bytes),
+        sent_bytes: copied.map_or(0, |c| c.sent),
+        image: copied.map(|c| c.image.to_string()),
+        destinations: results,
+        steps: run.times(),
+    }
+}
+
+/// What is being put back, in words: for callers that only hold an undo.
+pub fn describe(hosts: &Hosts, undo: &Undo) -> String {
+    hosts.describe(undo)
+}

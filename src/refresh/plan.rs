@@ -1,0 +1,218 @@
+//! The dry run: asks every host, judges, and says every act that a run would do, without doing any of it.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::hosts::Hosts;
+use super::{context, descriptions, holder, preflight, safety};
+use crate::config::{Accounts, Config, Events, KeepPrevious, Layout, OnBusy, Refresh};
+use crate::instance::Service;
+use crate::mysql::variables::{effective, layout_differences, same_setting};
+use crate::problem::Outcome;
+use crate::report::{Reporter, human_bytes};
+use crate::run::Cancel;
+use crate::store::Store;
+use crate::wire::facts::Facts;
+
+/// Throughput assumed while nothing was measured, in bytes a second: a slow disk or a 1 Gbit/s link.
+const ASSUMED_BYTES_PER_S: u64 = 100_000_000;
+
+/// Seconds assumed for stop and start together while nothing was measured.
+const ASSUMED_RESTART_S: f64 = 5.0;
+
+/// What a run would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The refresh.
+    pub refresh: String,
+    /// Acts, host by host.
+    pub hosts: Vec<HostPlan>,
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Files of the image.
+    pub files: u64,
+    /// Predicted seconds the source is down.
+    pub outage_s: f64,
+    /// What the prediction rests on.
+    pub outage_basis: String,
+    /// Warnings.
+    pub warnings: Vec<String>,
+    /// Reasons against it, with what to do.
+    pub refusals: Vec<(String, String)>,
+}
+
+/// What a run would do on one host.
+#[derive(Debug, Clone, Serialize)]
+pub struct HostPlan {
+    /// Its name.
+    pub host: String,
+    /// `source` or `destination`.
+    pub role: String,
+    /// In order.
+    pub acts: Vec<String>,
+}
+
+/// Makes the plan.
+pub async fn plan(config: &Config, refresh: &Refresh, store: Option<&Store>, cancel: Cancel) -> Outcome<Plan> {
+    let report = Reporter::new("plan", vec![Arc::new(|_| {})]);
+    let context = context(config, Some(refresh), None, &report, &cancel);
+    let mut hosts = Hosts::new(&descriptions(config, refresh)?, &context, holder("plan", &refresh.name));
+    let gathered = preflight::gather(&mut hosts).await;
+    hosts.close().await;
+    let facts = gathered?;
+    let verdict = preflight::judge(config, refresh, &hosts, &facts);
+    let (outage_s, outage_basis) = predict(refresh, store, facts.tree.copy_bytes);
+    let mut plans = vec![source_plan(refresh, &hosts, &facts)];
+    plans.extend(hosts.destinations.iter().map(|d| destination_plan(refresh, d, &facts)));
+    Ok(Plan {
+        refresh: refresh.name.clone(),
+        hosts: plans,
+        bytes: facts.tree.copy_bytes,
+        files: facts.tree.copy_files,
+        outage_s,
+        outage_basis,
+        warnings: verdict.warnings,
+        refusals: verdict.refusals.into_iter().map(|r| (r.what, r.hint)).collect(),
+    })
+}
+
+/// From the last run that was done, else from assumptions that are named.
+fn predict(refresh: &Refresh, store: Option<&Store>, bytes: u64) -> (f64, String) {
+    let last = store.and_then(|s| s.history(Some(&refresh.name), 20).ok()).unwrap_or_default();
+    let measured = last.iter().find_map(|row| {
+        let summary = row.summary.as_ref().filter(|s| s.bytes > 0)?;
+        Some((row.run.clone(), summary.bytes, summary.outage_ms?))
+    });
+    match measured {
+        Some((run, then, ms)) => (
+            ms as f64 / 1000.0 * bytes as f64 / then as f64,
+            format!("run {run}: {:.1} s for {}", ms as f64 / 1000.0, human_bytes(then)),
+        ),
+        None => (
+            ASSUMED_RESTART_S + bytes as f64 / ASSUMED_BYTES_PER_S as f64,
+            format!(
+                "no run measured yet; assumed {}/s and {ASSUMED_RESTART_S} s for stop and start",
+                human_bytes(ASSUMED_BYTES_PER_S)
+            ),
+        ),
+    }
+}
+
+fn verb(service: &Service, stop: bool) -> String {
+    match (service, stop) {
+        (Service::Systemd { unit }, true) => format!("systemctl stop {unit}, held down by a runtime mask"),
+        (Service::Systemd { unit }, false) => format!("systemctl unmask --runtime {unit}; systemctl start {unit}"),
+        (Service::Commands { stop, .. }, true) => stop.join(" "),
+        (Service::Commands { start, .. }, false) => start.join(" "),
+        (Service::Process { .. }, true) => "SIGTERM to the server".into(),
+        (Service::Process { server, defaults_file }, false) => {
+            format!("{} --defaults-file={}", server.display(), defaults_file.display())
+        }
+    }
+}
+
+fn waits(refresh: &Refresh) -> String {
+    match refresh.policy.on_busy {
+        OnBusy::Wait => format!("wait up to {}", humantime::format_duration(refresh.policy.lock_timeout)),
+        OnBusy::Fail => "fail".into(),
+    }
+}
+
+fn source_plan(refresh: &Refresh, hosts: &Hosts, facts: &Facts) -> HostPlan {
+    let policy = &refresh.policy;
+    let service = hosts.source.as_ref().map(|s| s.0.host().instance.service.clone());
+    let say = |stop| service.as_ref().map_or_else(String::new, |s| verb(s, stop));
+    let mut acts = vec![
+        format!("take the lock of this instance ({} if another run has it)", waits(refresh)),
+        "record variables set at run time and the replication state".into(),
+        format!(
+            "drain for up to {}: transactions older than {} end, dirty pages are written (innodb_io_capacity, innodb_max_dirty_pages_pct and their kin are changed meanwhile)",
+            humantime::format_duration(policy.drain_timeout),
+            humantime::format_duration(policy.long_transaction_age)
+        ),
+        format!(
+            "arm the guard: it starts the server after {} whatever happens",
+            humantime::format_duration(policy.max_outage)
+        ),
+        format!("set innodb_fast_shutdown = 1 and stop: {}", say(true)),
+        "prove the clean stop: process gone, locks free, no markers, redo log at its checkpoint".into(),
+        format!(
+            "read {} files, {}, once for {} destination(s)",
+            facts.tree.copy_files,
+            human_bytes(facts.tree.copy_bytes),
+            refresh.destinations.len()
+        ),
+        format!("start: {}; restore what was recorded; prove by a query that it is back", say(false)),
+        "disarm the guard".into(),
+    ];
+    if !facts.tree.dropped.is_empty() {
+        acts.push(format!("left behind: {}", facts.tree.dropped.join(", ")));
+    }
+    HostPlan { host: refresh.source.to_string(), role: "source".into(), acts }
+}
+
+fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, source: &Facts) -> HostPlan {
+    let policy = &refresh.policy;
+    let host = destination.host.0.host();
+    let mut acts = vec![format!("take the lock of this instance ({} if another run has it)", waits(refresh))];
+    if let Some(facts) = &destination.facts {
+        let datadir = facts.identity.datadir.display();
+        if policy.keep_previous == KeepPrevious::UntilStage && facts.disk.previous_bytes > 0 {
+            acts.push(format!("remove the previous generation, {}", human_bytes(facts.disk.previous_bytes)));
+        }
+        acts.push(format!(
+            "receive {} into a stage beside {datadir} and prove it from this disk; {} available, {} remain free",
+            human_bytes(source.tree.copy_bytes),
+            human_bytes(safety::available(policy, facts)),
+            human_bytes(safety::available(policy, facts).saturating_sub(source.tree.copy_bytes))
+        ));
+        if !facts.tree.keep.is_empty() {
+            acts.push(format!("keep its own files: {}", facts.tree.keep.join(", ")));
+        }
+        acts.push("start the stage in isolation: no network, no option files, no replication, no events".into());
+        acts.push(match (policy.accounts, &facts.server) {
+            (Accounts::Destination, Some(server)) => {
+                format!("restore its own {} accounts and roles, drop the source's", server.accounts)
+            }
+            (Accounts::Destination, None) => "restore its own accounts and roles, drop the source's".into(),
+            (Accounts::Source, _) => "leave the source's accounts in place".into(),
+        });
+        acts.push(match policy.events {
+            Events::Disable => "disable all events; remove replication connections and remote servers".into(),
+            Events::Keep => "remove replication connections and remote servers; events stay as they are".into(),
+        });
+        acts.extend(settings(policy.layout, host, facts, source));
+        acts.push(format!("stop: {}", verb(&host.instance.service, true)));
+        acts.push(format!("exchange {datadir} and the stage by rename"));
+        acts.push(format!("start: {}", verb(&host.instance.service, false)));
+    }
+    acts.push("verify settings, objects and replication; put the old generation back if anything is wrong".into());
+    acts.push(match policy.keep_previous {
+        KeepPrevious::UntilStage => "keep the old generation for `rollback` until the next refresh".into(),
+        KeepPrevious::UntilVerified => "keep the old generation for `rollback` until the next one is verified".into(),
+        KeepPrevious::None => "remove the old generation".into(),
+    });
+    HostPlan { host: host.id.to_string(), role: "destination".into(), acts }
+}
+
+/// Which settings change, and how.
+fn settings(layout: Layout, host: &crate::config::Host, facts: &Facts, source: &Facts) -> Option<String> {
+    let dropin = host.instance.dropin.as_ref()?;
+    let theirs = &facts.server.as_ref()?.variables;
+    let mut lines: Vec<String> = Vec::new();
+    if let (Layout::Follow, Some(server)) = (layout, &source.server) {
+        let differences = layout_differences(crate::mysql::Flavour::MariaDb, &server.variables, theirs);
+        lines.extend(
+            differences.iter().map(|d| format!("{} = {} (is {}, follows the data)", d.name, d.source, d.destination)),
+        );
+    }
+    for (name, wanted) in &host.settings {
+        lines.push(match effective(theirs, name) {
+            Some(is) if same_setting(name, wanted, is) => format!("{name} = {wanted} (as it is)"),
+            Some(is) => format!("{name} = {wanted} (is {is})"),
+            None => format!("{name} = {wanted} (not a variable of this server now)"),
+        });
+    }
+    (!lines.is_empty()).then(|| format!("write {}: {}", dropin.display(), lines.join("; ")))
+}

@@ -1,0 +1,340 @@
+//! What a run tells: a closed set of events. Log, terminal, `--json`, lock files and history are all views of this stream.
+//! Pure data; who listens is decided above.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Problem;
+use crate::wire::message::Holder;
+
+/// The named phases of a run, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Locks for source and destinations.
+    Lock,
+    /// Facts from every host, and the safety rules.
+    Preflight,
+    /// Empty stages on the destinations.
+    Stage,
+    /// Transactions end, dirty pages are written.
+    Drain,
+    /// The guard is armed on the source's host.
+    Guard,
+    /// The source is stopped, and that it stopped cleanly is proven.
+    Stop,
+    /// The image is read and sent.
+    Copy,
+    /// What landed is proven.
+    Prove,
+    /// The source is started and proven back.
+    Start,
+    /// The guard is disarmed; it must not have fired.
+    Disarm,
+    /// The isolated first start on every stage.
+    Install,
+    /// The new generation takes its place.
+    Swap,
+    /// The served generation is checked.
+    Verify,
+    /// What is no longer needed goes.
+    Finish,
+}
+
+impl Step {
+    /// All of them, in order.
+    pub const ALL: [Step; 14] = [
+        Step::Lock,
+        Step::Preflight,
+        Step::Stage,
+        Step::Drain,
+        Step::Guard,
+        Step::Stop,
+        Step::Copy,
+        Step::Prove,
+        Step::Start,
+        Step::Disarm,
+        Step::Install,
+        Step::Swap,
+        Step::Verify,
+        Step::Finish,
+    ];
+
+    /// Its name, as shown and as fail points know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Step::Lock => "lock",
+            Step::Preflight => "preflight",
+            Step::Stage => "stage",
+            Step::Drain => "drain",
+            Step::Guard => "guard",
+            Step::Stop => "stop",
+            Step::Copy => "copy",
+            Step::Prove => "prove",
+            Step::Start => "start",
+            Step::Disarm => "disarm",
+            Step::Install => "install",
+            Step::Swap => "swap",
+            Step::Verify => "verify",
+            Step::Finish => "finish",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// Every destination serves the new generation.
+    Done,
+    /// Failed; everything was put back.
+    Failed,
+    /// Bad usage or configuration.
+    Usage,
+    /// Another run holds a lock.
+    Locked,
+    /// A safety rule said no; everything is as it was.
+    Refused,
+    /// Failed, and not all could be put back: a human is needed.
+    Human,
+    /// Some destinations are done, some failed and were put back.
+    Partial,
+    /// Cancelled; everything was put back.
+    Cancelled,
+}
+
+impl Ending {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ending::Done => "done",
+            Ending::Failed => "failed",
+            Ending::Usage => "usage",
+            Ending::Locked => "locked",
+            Ending::Refused => "refused",
+            Ending::Human => "human needed",
+            Ending::Partial => "partial",
+            Ending::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What became of one destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestinationResult {
+    /// The host.
+    pub host: String,
+    /// It serves the new generation.
+    pub refreshed: bool,
+    /// Why not.
+    pub problem: Option<Problem>,
+    /// Accounts kept, events disabled and the like, in words.
+    pub notes: Vec<String>,
+}
+
+/// A finished run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The run.
+    pub id: String,
+    /// The refresh.
+    pub refresh: String,
+    /// How it ended.
+    pub ending: Ending,
+    /// The first problem, if it did not end well.
+    pub problem: Option<Problem>,
+    /// What could not be put back, and what to do.
+    pub not_put_back: Vec<Problem>,
+    /// Milliseconds the source was down, as the controller saw it; None: it was not stopped.
+    pub outage_ms: Option<u64>,
+    /// Milliseconds in all.
+    pub total_ms: u64,
+    /// Files in the image.
+    pub files: u64,
+    /// Bytes in the image.
+    pub bytes: u64,
+    /// Bytes the source sent, once, whatever the number of destinations.
+    pub sent_bytes: u64,
+    /// The image's proof, if it was taken.
+    pub image: Option<String>,
+    /// Each destination's result.
+    pub destinations: Vec<DestinationResult>,
+    /// Each step's time.
+    pub steps: Vec<StepTime>,
+}
+
+/// How long a step took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTime {
+    /// Which.
+    pub step: Step,
+    /// Milliseconds.
+    pub ms: u64,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A run begins.
+    RunStarted {
+        /// The refresh.
+        refresh: String,
+        /// The source host.
+        source: String,
+        /// The destination hosts.
+        destinations: Vec<String>,
+    },
+    /// A step begins.
+    StepStarted {
+        /// Which.
+        step: Step,
+    },
+    /// A step is over.
+    StepFinished {
+        /// Which.
+        step: Step,
+        /// How long it took, in milliseconds.
+        ms: u64,
+        /// It succeeded.
+        ok: bool,
+    },
+    /// How far a step is.
+    Progress {
+        /// Done.
+        done: u64,
+        /// In all; 0: unknown.
+        total: u64,
+        /// Of what; `bytes` are bytes.
+        what: String,
+    },
+    /// A lock is taken by someone else.
+    Waiting {
+        /// The host whose lock it is.
+        host: String,
+        /// Who has it, if that is known.
+        holder: Option<Holder>,
+    },
+    /// A line worth keeping.
+    Note {
+        /// The host it is about, or empty.
+        host: String,
+        /// The line.
+        text: String,
+    },
+    /// Something that a careful person should look at.
+    Warning {
+        /// The host it is about, or empty.
+        host: String,
+        /// The line.
+        text: String,
+    },
+    /// Something is being put back.
+    Undo {
+        /// What.
+        what: String,
+        /// How it failed, if it did.
+        problem: Option<Problem>,
+    },
+    /// The run is over.
+    RunFinished(Summary),
+}
+
+/// An event with its run and time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// The run.
+    pub run: String,
+    /// When, RFC 3339 with milliseconds.
+    pub at: String,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// A listener.
+pub type Sink = Arc<dyn Fn(&Stamped) + Send + Sync>;
+
+/// Hands a run's events to everyone who listens, on a thread of its own: a listener that hangs (a stopped terminal, a full
+/// pipe, a slow disk) must never hold up a run whose source is down.
+#[derive(Clone)]
+pub struct Reporter {
+    run: Arc<str>,
+    queue: Sender<Item>,
+    waiting: Arc<AtomicUsize>,
+}
+
+enum Item {
+    Event(Box<Stamped>),
+    Flush(SyncSender<()>),
+}
+
+/// Events that may wait; progress beyond that is left out, everything else is kept.
+const MAX_WAITING: usize = 1000;
+
+/// How long the end of a run waits for its listeners.
+const FLUSH: Duration = Duration::from_secs(10);
+
+impl Reporter {
+    /// For one run.
+    pub fn new(run: &str, sinks: Vec<Sink>) -> Self {
+        let (queue, items) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let taken = waiting.clone();
+        std::thread::spawn(move || {
+            for item in items {
+                match item {
+                    Item::Event(stamped) => {
+                        taken.fetch_sub(1, Ordering::Relaxed);
+                        sinks.iter().for_each(|sink| sink(&stamped));
+                    }
+                    Item::Flush(done) => {
+                        let _ = done.send(());
+                    }
+                }
+            }
+        });
+        Self { run: run.into(), queue, waiting }
+    }
+    /// Tells everyone, without waiting.
+    pub fn tell(&self, event: Event) {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        if waiting > MAX_WAITING && matches!(event, Event::Progress { .. }) {
+            return;
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let at = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+        let _ = self.queue.send(Item::Event(Box::new(Stamped { run: self.run.to_string(), at, event })));
+    }
+    /// Waits until everything told so far has reached everyone, but not for ever.
+    pub fn flush(&self) {
+        let (done, heard) = sync_channel(1);
+        if self.queue.send(Item::Flush(done)).is_ok() {
+            let _ = heard.recv_timeout(FLUSH);
+        }
+    }
+    /// A line about a host.
+    pub fn note(&self, host: impl fmt::Display, text: impl Into<String>) {
+        self.tell(Event::Note { host: host.to_string(), text: text.into() });
+    }
+    /// A warning about a host.
+    pub fn warn(&self, host: impl fmt::Display, text: impl Into<String>) {
+        self.tell(Event::Warning { host: host.to_string(), text: text.into() });
+    }
+}
+
+/// Bytes for people.
+pub fn human_bytes(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}

@@ -1,0 +1,222 @@
+//! One execution: its id, its steps, and its undos as data in the journal. Knows no MySQL and no host.
+//!
+//! `arm` writes the undo to disk before the act; `fire` is the same code on the good path and on the way back, so that
+//! "start the source" exists once. `unwind` fires what is left, newest first; one failure does not stop the rest.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::failpoint;
+use crate::lock::Lock;
+use crate::problem::{Explain, Kind, Outcome, Problem};
+use crate::report::{Event, Reporter, Step, StepTime};
+use crate::store::Store;
+use crate::wire::message::Holder;
+
+/// The operator's wish to stop; cheap to clone.
+#[derive(Clone)]
+pub struct Cancel {
+    tell: Arc<watch::Sender<bool>>,
+}
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Self { tell: Arc::new(watch::channel(false).0) }
+    }
+}
+
+impl Cancel {
+    /// Wishes it.
+    pub fn cancel(&self) {
+        self.tell.send_replace(true);
+    }
+    /// Whether it was wished.
+    pub fn is_cancelled(&self) -> bool {
+        *self.tell.borrow()
+    }
+    /// Resolves once it is wished.
+    pub async fn cancelled(&self) {
+        let mut heard = self.tell.subscribe();
+        let _ = heard.wait_for(|wished| *wished).await;
+    }
+}
+
+/// Something that can put back: knows the hosts.
+pub trait Undoer<U> {
+    /// Puts back; idempotent, tolerates an act that was done half or not at all.
+    fn undo(&mut self, undo: &U) -> impl Future<Output = Outcome<()>>;
+    /// In words, for log and report.
+    fn describe(&self, undo: &U) -> String;
+}
+
+/// An undo that is in the journal.
+#[derive(Debug)]
+#[must_use = "an armed undo is fired or settled"]
+pub struct Armed<U> {
+    id: i64,
+    undo: U,
+}
+
+/// Undoes; an agent that is lost on the way gets one successor.
+async fn undo_surely<U>(undoer: &mut impl Undoer<U>, undo: &U) -> Outcome<()> {
+    match undoer.undo(undo).await {
+        Err(problem) if problem.kind == Kind::Lost => undoer.undo(undo).await,
+        result => result,
+    }
+}
+
+/// One run.
+pub struct Run<U> {
+    /// Its id: sorts by time.
+    pub id: String,
+    /// Where its events go.
+    pub report: Reporter,
+    /// The wish to stop.
+    pub cancel: Cancel,
+    store: Store,
+    holder: Holder,
+    locks: Mutex<Vec<Lock>>,
+    times: Mutex<Vec<StepTime>>,
+    _alive: Option<Lock>,
+    undos: PhantomData<fn(U)>,
+}
+
+/// A run id: sortable by time, readable, unique.
+pub fn new_id() -> String {
+    format!("{}-{:04x}", chrono::Utc::now().format("%Y%m%dT%H%M%SZ"), fastrand::u16(..))
+}
+
+impl<U: Serialize + DeserializeOwned + Clone> Run<U> {
+    /// Begins a run: it is in the journal, with the hosts' descriptions, when this returns.
+    pub fn begin(store: Store, holder: Holder, hosts: &str, report: Reporter, cancel: Cancel) -> Outcome<Self> {
+        let alive = store.begin(&holder, hosts)?;
+        Ok(Self::with(store, holder, report, cancel, Some(alive)))
+    }
+
+    /// Takes up an interrupted run, to put back what it left.
+    pub fn resume(store: Store, holder: Holder, report: Reporter) -> Self {
+        Self::with(store, holder, report, Cancel::default(), None)
+    }
+
+    fn with(store: Store, holder: Holder, report: Reporter, cancel: Cancel, alive: Option<Lock>) -> Self {
+        Self {
+            id: holder.run.clone(),
+            report,
+            cancel,
+            store,
+            holder,
+            locks: Mutex::default(),
+            times: Mutex::default(),
+            _alive: alive,
+            undos: PhantomData,
+        }
+    }
+
+    /// Who we are, for locks.
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// Keeps a lock until the run ends; it will say which step the run is in.
+    pub fn keep_lock(&self, lock: Lock) {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
+    }
+
+    /// The steps so far.
+    pub fn times(&self) -> Vec<StepTime> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Runs a step. Not begun when the run is cancelled.
+    pub async fn step<T>(&self, step: Step, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+        if self.cancel.is_cancelled() {
+            return Err(Problem::cancelled());
+        }
+        self.must(step, work).await
+    }
+
+    /// Runs a step that a cancelled run must not leave out: bringing the source back.
+    pub async fn must<T>(&self, step: Step, work: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+        self.say_where(step.name());
+        self.report.tell(Event::StepStarted { step });
+        let begun = Instant::now();
+        let result = async {
+            failpoint::reach(&format!("{step}:before")).await?;
+            let value = work.await?;
+            failpoint::reach(&format!("{step}:after")).await?;
+            Ok(value)
+        }
+        .await;
+        let ms = begun.elapsed().as_millis() as u64;
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).push(StepTime { step, ms });
+        self.report.tell(Event::StepFinished { step, ms, ok: result.is_ok() });
+        result
+    }
+
+    fn say_where(&self, step: &str) {
+        let holder = Holder { step: step.into(), ..self.holder.clone() };
+        for lock in self.locks.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            // for whoever waits; not worth failing a run
+            let _ = lock.describe(&holder);
+        }
+    }
+
+    /// Journals an undo, before the act it undoes.
+    pub fn arm(&self, undo: U) -> Outcome<Armed<U>> {
+        let text = serde_json::to_string(&undo).explain(|| "cannot write the journal")?;
+        let id = self.store.arm(&self.id, &text)?;
+        Ok(Armed { id, undo })
+    }
+
+    /// Fires an undo on the good path. It stays armed if that fails.
+    pub async fn fire(&self, armed: Armed<U>, undoer: &mut impl Undoer<U>) -> Outcome<()> {
+        undo_surely(undoer, &armed.undo)
+            .await
+            .inspect_err(|problem| self.store.failed(armed.id, &problem.to_string()))?;
+        self.store.settle(armed.id)
+    }
+
+    /// The act is final: its undo is no longer wanted.
+    pub fn settle(&self, armed: Armed<U>) -> Outcome<()> {
+        self.store.settle(armed.id)
+    }
+
+    /// Fires everything that is armed and that `which` selects, newest first. Returns what could not be put back.
+    pub async fn unwind(&self, undoer: &mut impl Undoer<U>, which: impl Fn(&U) -> bool) -> Vec<Problem> {
+        let mut left = Vec::new();
+        let armed = match self.store.armed(&self.id) {
+            Ok(armed) => armed,
+            Err(problem) => return vec![problem],
+        };
+        for row in armed {
+            let undo: U = match serde_json::from_str(&row.undo) {
+                Ok(undo) => undo,
+                Err(error) => {
+                    left.push(
+                        Problem::failed(format!("an undo in the journal is not understood: {}", row.undo))
+                            .because(error),
+                    );
+                    continue;
+                }
+            };
+            if !which(&undo) {
+                continue;
+            }
+            let what = undoer.describe(&undo);
+            self.say_where(&format!("putting back: {what}"));
+            let result = undo_surely(undoer, &undo).await.and_then(|()| self.store.settle(row.id));
+            if let Err(problem) = &result {
+                self.store.failed(row.id, &problem.to_string());
+                left.push(problem.clone().during(format!("not put back: {what}")));
+            }
+            self.report.tell(Event::Undo { what, problem: result.err() });
+        }
+        left
+    }
+}

@@ -1,0 +1,333 @@
+//! Journal and history in one SQLite file: which runs there were, what they told, and which undos are armed.
+//!
+//! Written synchronously: what `arm` returned for is on disk before the act. Knows nothing of what an undo does; it keeps
+//! texts.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::lock;
+use crate::problem::{Explain, Outcome};
+use crate::report::{Ending, Event, Stamped, Summary};
+use crate::wire::message::Holder;
+
+/// The open file; cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    db: Arc<Mutex<Connection>>,
+    // events apart: they need not reach the disk one by one, and must not make an `arm` wait
+    events: Arc<Mutex<Connection>>,
+    folder: PathBuf,
+}
+
+/// A run as history knows it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct RunRow {
+    /// Its id.
+    pub run: String,
+    /// The refresh.
+    pub refresh: String,
+    /// RFC 3339.
+    pub started: String,
+    /// RFC 3339; None: under way, or interrupted.
+    pub finished: Option<String>,
+    /// How it ended.
+    pub summary: Option<Summary>,
+    /// Undos that are armed and not yet done.
+    pub armed: u64,
+}
+
+/// An armed undo.
+#[derive(Debug, Clone)]
+pub struct UndoRow {
+    /// Its number; later ones are greater.
+    pub id: i64,
+    /// The undo.
+    pub undo: String,
+}
+
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY, refresh TEXT NOT NULL, started TEXT NOT NULL, finished TEXT, ending TEXT, summary TEXT, hosts TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS undos (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL REFERENCES runs(run), undo TEXT NOT NULL, state TEXT NOT NULL, problem TEXT
+);
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL REFERENCES runs(run), event TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS undos_by_run ON undos (run);
+CREATE INDEX IF NOT EXISTS events_by_run ON events (run);
+PRAGMA user_version = 1;
+";
+
+impl Store {
+    /// Opens the file below the controller's state folder; creates both.
+    pub fn open(state_dir: &Path) -> Outcome<Self> {
+        std::fs::create_dir_all(state_dir).map_err(|e| {
+            crate::problem::Problem::new(
+                crate::problem::Kind::Usage,
+                format!("cannot create the state folder {}", state_dir.display()),
+            )
+            .because(e)
+            .hint("Run as the account that owns it, or set `daemon.state_dir`.")
+        })?;
+        let path = state_dir.join("history.db");
+        let open = |synchronous: &str| -> rusqlite::Result<Connection> {
+            let db = Connection::open(&path)?;
+            db.busy_timeout(Duration::from_secs(30))?;
+            db.pragma_update(None, "journal_mode", "WAL")?;
+            db.pragma_update(None, "synchronous", synchronous)?;
+            db.execute_batch(SCHEMA)?;
+            Ok(db)
+        };
+        let cannot = || format!("cannot open the history in {}", path.display());
+        let (db, events) = (open("FULL").explain(cannot)?, open("NORMAL").explain(cannot)?);
+        Ok(Self { db: Arc::new(Mutex::new(db)), events: Arc::new(Mutex::new(events)), folder: state_dir.to_owned() })
+    }
+
+    fn db(&self) -> MutexGuard<'_, Connection> {
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file whose lock says that a run is alive.
+    fn alive_file(&self, run: &str) -> PathBuf {
+        self.folder.join("runs").join(format!("{run}.lock"))
+    }
+
+    /// Records a new run; it counts as alive as long as the lock is held.
+    pub fn begin(&self, holder: &Holder, hosts: &str) -> Outcome<lock::Lock> {
+        let lock = match lock::try_take(&self.alive_file(&holder.run), holder)? {
+            lock::Taken::Ours(lock) => lock,
+            lock::Taken::Theirs(_) => {
+                return Err(crate::problem::Problem::failed(format!("run {} exists already", holder.run)));
+            }
+        };
+        self.db()
+            .execute(
+                "INSERT INTO runs (run, refresh, started, hosts) VALUES (?, ?, ?, ?)",
+                params![holder.run, holder.refresh, holder.since, hosts],
+            )
+            .explain(|| "cannot write the journal")?;
+        Ok(lock)
+    }
+
+    /// Records that an undo may be needed. On disk when this returns.
+    pub fn arm(&self, run: &str, undo: &str) -> Outcome<i64> {
+        let db = self.db();
+        db.execute("INSERT INTO undos (run, undo, state) VALUES (?, ?, 'armed')", params![run, undo])
+            .explain(|| "cannot write the journal; nothing was done")?;
+        Ok(db.last_insert_rowid())
+    }
+
+    /// Records that an undo was done, or is no longer needed.
+    pub fn settle(&self, id: i64) -> Outcome<()> {
+        self.db()
+            .execute("UPDATE undos SET state = 'done', problem = NULL WHERE id = ?", params![id])
+            .map(drop)
+            .explain(|| "cannot write the journal")
+    }
+
+    /// Records that an undo failed; it stays armed.
+    pub fn failed(&self, id: i64, problem: &str) {
+        let _ = self.db().execute("UPDATE undos SET problem = ? WHERE id = ?", params![problem, id]);
+    }
+
+    /// A run's armed undos, newest first.
+    pub fn armed(&self, run: &str) -> Outcome<Vec<UndoRow>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Vec<UndoRow>> {
+            let mut query =
+                db.prepare("SELECT id, undo FROM undos WHERE run = ? AND state = 'armed' ORDER BY id DESC")?;
+            query.query_map(params![run], |row| Ok(UndoRow { id: row.get(0)?, undo: row.get(1)? }))?.collect()
+        };
+        read().explain(|| "cannot read the journal")
+    }
+
+    /// Keeps an event. History is not worth failing a run for: errors are dropped.
+    pub fn keep(&self, stamped: &Stamped) {
+        if matches!(stamped.event, Event::Progress { .. }) {
+            return;
+        }
+        if let Ok(text) = serde_json::to_string(stamped) {
+            let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = events.execute("INSERT INTO events (run, event) VALUES (?, ?)", params![stamped.run, text]);
+        }
+    }
+
+    /// Records how a run ended, and forgets that it was alive.
+    pub fn finish(&self, run: &str, summary: &Summary) -> Outcome<()> {
+        let text = serde_json::to_string(summary).explain(|| "cannot write the history")?;
+        let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+        self.db()
+            .execute(
+                "UPDATE runs SET finished = ?, ending = ?, summary = ? WHERE run = ?",
+                params![now, summary.ending.name(), text, run],
+            )
+            .explain(|| "cannot write the history")?;
+        // run ids are never used again, so this lock file may go
+        let _ = std::fs::remove_file(self.alive_file(run));
+        Ok(())
+    }
+
+    /// Records how recovery ended: a run that had finished keeps its summary, but for what is left.
+    pub fn finish_recovered(&self, run: &str, summary: &Summary) -> Outcome<()> {
+        let before = self.show(run)?.and_then(|(row, _)| row.summary);
+        let summary = match before {
+            Some(before) => {
+                let some = before.destinations.iter().chain(&summary.destinations).any(|d| d.refreshed);
+                let ending = match before.ending {
+                    _ if !summary.not_put_back.is_empty() => Ending::Human,
+                    Ending::Human if some => Ending::Partial,
+                    Ending::Human => Ending::Failed,
+                    other => other,
+                };
+                Summary { ending, not_put_back: summary.not_put_back.clone(), ..before }
+            }
+            None => summary.clone(),
+        };
+        self.finish(run, &summary)
+    }
+
+    /// The lock that says a run is alive, for whoever puts back what it left; None: it is alive, or in other hands.
+    pub fn take_over(&self, run: &str) -> Outcome<Option<lock::Lock>> {
+        // another process may just be looking whether it is alive
+        lock::take_within(&self.alive_file(run), Duration::from_secs(2))
+    }
+
+    /// Gives up on a run: nothing of it will be put back. False: there is nothing to forget.
+    pub fn forget(&self, run: &str) -> Outcome<bool> {
+        if self.is_alive(run)? {
+            return Err(crate::problem::Problem::new(crate::problem::Kind::Locked, format!("run {run} is under way")));
+        }
+        let db = self.db();
+        let forget = || -> rusqlite::Result<usize> {
+            let undos =
+                db.execute("UPDATE undos SET state = 'forgotten' WHERE run = ? AND state = 'armed'", params![run])?;
+            let now = chrono::Utc::now().to_rfc3339();
+            let runs =
+                db.execute("UPDATE runs SET finished = ? WHERE run = ? AND finished IS NULL", params![now, run])?;
+            Ok(undos + runs)
+        };
+        forget().map(|n| n > 0).explain(|| "cannot write the journal")
+    }
+
+    /// Runs that need recovery: not finished and not alive, or with undos still armed. With the hosts they were begun with.
+    pub fn interrupted(&self) -> Outcome<Vec<(String, String, String)>> {
+        let candidates = {
+            let db = self.db();
+            let read = || -> rusqlite::Result<Vec<(String, String, String)>> {
+                let mut query = db.prepare(
+                    "SELECT run, refresh, hosts FROM runs WHERE finished IS NULL
+                     OR EXISTS (SELECT 1 FROM undos WHERE undos.run = runs.run AND state = 'armed') ORDER BY run",
+                )?;
+                query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+            };
+            read().explain(|| "cannot read the journal")?
+        };
+        let mut dead = Vec::new();
+        for (run, refresh, hosts) in candidates {
+            if !self.is_alive(&run)? {
+                dead.push((run, refresh, hosts));
+            }
+        }
+        Ok(dead)
+    }
+
+    fn is_alive(&self, run: &str) -> Outcome<bool> {
+        let path = self.alive_file(run);
+        if !path.exists() {
+            return Ok(false);
+        }
+        Ok(lock::take_within(&path, Duration::ZERO)?.is_none())
+    }
+
+    /// The latest runs, newest first.
+    pub fn history(&self, refresh: Option<&str>, limit: u32) -> Outcome<Vec<RunRow>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Vec<RunRow>> {
+            let mut query =
+                db.prepare(&format!("{RUN_QUERY} WHERE ?1 IS NULL OR refresh = ?1 ORDER BY run DESC LIMIT ?2"))?;
+            query.query_map(params![refresh, limit], run_row)?.collect()
+        };
+        read().explain(|| "cannot read the history")
+    }
+
+    /// One run and its events.
+    pub fn show(&self, run: &str) -> Outcome<Option<(RunRow, Vec<Stamped>)>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Option<(RunRow, Vec<String>)>> {
+            let Some(row) = db.query_row(&format!("{RUN_QUERY} WHERE run = ?"), params![run], run_row).optional()?
+            else {
+                return Ok(None);
+            };
+            let mut query = db.prepare("SELECT event FROM events WHERE run = ? ORDER BY id")?;
+            let events = query.query_map(params![run], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            Ok(Some((row, events)))
+        };
+        let found = read().explain(|| "cannot read the history")?;
+        Ok(found.map(|(row, events)| (row, events.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())))
+    }
+}
+
+const RUN_QUERY: &str = "SELECT run, refresh, started, finished, summary,
+    (SELECT COUNT(*) FROM undos WHERE undos.run = runs.run AND state = 'armed') FROM runs";
+
+fn run_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<RunRow> {
+    let summary: Option<String> = row.get(4)?;
+    Ok(RunRow {
+        run: row.get(0)?,
+        refresh: row.get(1)?,
+        started: row.get(2)?,
+        finished: row.get(3)?,
+        summary: summary.and_then(|text| serde_json::from_str(&text).ok()),
+        armed: row.get::<_, i64>(5)?.unsigned_abs(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(run: &str) -> Holder {
+        Holder {
+            run: run.into(),
+            refresh: "nightly".into(),
+            pid: 1,
+            host: "h".into(),
+            since: "2026-01-01T00:00:00Z".into(),
+            step: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_run_is_interrupted_only_when_nobody_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let alive = store.begin(&holder("r1"), "{}").unwrap();
+        let first = store.arm("r1", "one").unwrap();
+        store.arm("r1", "two").unwrap();
+        assert!(store.interrupted().unwrap().is_empty());
+        drop(alive);
+        assert_eq!(store.interrupted().unwrap().len(), 1);
+        let armed: Vec<_> = store.armed("r1").unwrap().into_iter().map(|row| row.undo).collect();
+        assert_eq!(armed, ["two", "one"], "newest first");
+        store.settle(first).unwrap();
+        assert_eq!(store.armed("r1").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_journal_is_read_back_by_another_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let alive = Store::open(dir.path()).unwrap();
+        let lock = alive.begin(&holder("r1"), "{}").unwrap();
+        alive.arm("r1", "one").unwrap();
+        drop((alive, lock));
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.armed("r1").unwrap()[0].undo, "one");
+        assert_eq!(store.history(None, 10).unwrap()[0].armed, 1);
+    }
+}

@@ -1,0 +1,524 @@
+//! The messages of both roles. A source agent has no request that writes into a datadir; a destination agent none that
+//! touches anything but its datadir, the stage, its state folder and its drop-in. No I/O.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::facts::{Facts, Identity};
+use super::frame::{Frame, FrameKind, WireError};
+use crate::delta::hash::{Hash, Totals};
+use crate::delta::path::RelPath;
+use crate::instance::Instance;
+use crate::problem::Problem;
+
+/// The role an agent is started in, fixed for its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Reads a datadir, stops and starts its server.
+    Source,
+    /// Builds a stage and swaps it in.
+    Destination,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        })
+    }
+}
+
+/// A secret on the wire: serialised there and nowhere else, never printed.
+#[derive(Clone)]
+pub struct WireSecret(pub SecretString);
+
+impl fmt::Debug for WireSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Serialize for WireSecret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.expose_secret())
+    }
+}
+
+impl<'de> Deserialize<'de> for WireSecret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(String::deserialize(deserializer)?.into()))
+    }
+}
+
+/// First request on every connection: whom the agent serves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Open {
+    /// The host's name in the configuration, for messages.
+    pub host: String,
+    /// The instance.
+    pub instance: Instance,
+    /// Password of the instance's SQL account.
+    pub password: Option<WireSecret>,
+    /// The run this agent works for; None for a look that changes nothing.
+    pub run: Option<String>,
+}
+
+/// Who holds a lock and how far it is; what lock files contain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The run's id.
+    pub run: String,
+    /// The refresh, or what else holds it.
+    pub refresh: String,
+    /// Process id of the holder.
+    pub pid: u32,
+    /// The host on which it runs.
+    pub host: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// The step it is in.
+    pub step: String,
+}
+
+/// How a source is drained before its stop.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DrainOptions {
+    /// Longest time, in milliseconds.
+    pub limit_ms: u64,
+    /// Transactions older than this are long, in milliseconds.
+    pub long_ms: u64,
+    /// Wait for long transactions and refuse if they do not end; otherwise the stop rolls them back.
+    pub wait_for_long: bool,
+}
+
+/// What the drain did.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Drained {
+    /// Dirty pages before.
+    pub dirty_before: u64,
+    /// Dirty pages after.
+    pub dirty_after: u64,
+    /// Long transactions that were still open at the end and will be rolled back by the stop.
+    pub left_open: u64,
+}
+
+/// A global variable that was set at run time and that a restart would lose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeVariable {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// Its value is a number or a switch and is written without quotes.
+    pub bare: bool,
+}
+
+/// Runtime state a restart would lose.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    /// Variables set at run time.
+    pub variables: Vec<RuntimeVariable>,
+    /// read_only and its kin, whoever set them: a primary that comes back read-only is not back.
+    pub essential: BTreeMap<String, String>,
+    /// Replication connections: name, receiver running, applier running.
+    pub replication: Vec<(String, bool, bool)>,
+    /// The variables that the drain and the stop change, as they were.
+    pub flushing: BTreeMap<String, String>,
+    /// The server's process when this was recorded, and its start in clock ticks: tells whether it was restarted since.
+    pub server: (u32, u64),
+    /// When it was recorded, in seconds since 1970: old state is not forced on a server that others look after meanwhile.
+    pub recorded_s: i64,
+}
+
+/// How the image is read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StreamOptions {
+    /// zstd level; None: not compressed.
+    pub level: Option<i32>,
+    /// Extra top-level names to copy and to leave.
+    pub extra: Extra,
+}
+
+/// Top-level names that the operator decided on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extra {
+    /// Copy all the same.
+    pub copy: Vec<String>,
+    /// Leave behind.
+    pub drop: Vec<String>,
+}
+
+/// Requests of the source role.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum SourceRequest {
+    /// Must come first.
+    Open(Box<Open>),
+    /// Look at the host; changes nothing.
+    Facts(Extra),
+    /// Take the host's own lock for this run.
+    Lock(Holder),
+    /// Record what a restart would lose.
+    RecordRuntime,
+    /// Let transactions end and flush dirty pages, before the stop.
+    Drain(DrainOptions),
+    /// Put back what the drain set.
+    Undrain(Runtime),
+    /// Arm the guard: no stop without it.
+    ArmGuard {
+        /// Seconds of outage after which the guard starts the server whatever happens.
+        max_outage_s: u64,
+        /// Seconds of silence after which it does.
+        lease_s: u64,
+    },
+    /// Clean stop, proven.
+    StopServer,
+    /// Read the image of the stopped server and stream it.
+    Stream(StreamOptions),
+    /// Start the server if it is not running, restore its runtime state, prove that it is back.
+    StartServer(Runtime),
+    /// Disarm the guard; tells whether it had fired.
+    DisarmGuard,
+}
+
+/// How the stage is proven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiveOptions {
+    /// Write out and drop each file from the page cache before it is read back.
+    pub from_disk: bool,
+}
+
+/// How the copy is made the destination's own on its isolated first start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InstallOptions {
+    /// Layout variables of the source.
+    pub layout: BTreeMap<String, String>,
+    /// Restore the destination's accounts and drop the source's.
+    pub own_accounts: bool,
+    /// Disable all events.
+    pub disable_events: bool,
+    /// Roll back prepared XA transactions.
+    pub rollback_xa: bool,
+    /// Extra top-level names, for the files each host keeps.
+    pub extra: Extra,
+}
+
+/// Object counts, for comparison between two starts of one image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// kind of object → number, system schemas not counted.
+    pub objects: BTreeMap<String, u64>,
+}
+
+/// What the isolated start did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installed {
+    /// Accounts and roles restored; None: the source's were left.
+    pub accounts: Option<u64>,
+    /// Events disabled.
+    pub events: u64,
+    /// Prepared XA transactions rolled back.
+    pub xa: u64,
+    /// Replication connections and remote servers removed.
+    pub defused: u64,
+    /// What the image holds.
+    pub counts: Counts,
+}
+
+/// What is swapped in.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SwapOptions {
+    /// Content of the drop-in; None: none is written, and an old one is left as it is.
+    pub dropin: Option<String>,
+    /// For the record kept beside the generation.
+    pub origin: Origin,
+}
+
+/// Where a generation came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The run that installed it.
+    pub run: String,
+    /// The refresh.
+    pub refresh: String,
+    /// The source host.
+    pub source: String,
+    /// When the source was stopped, RFC 3339: the age of the data.
+    pub taken: String,
+    /// The image's proof.
+    pub image: Hash,
+}
+
+/// What must be true of the destination once it serves the new generation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VerifyOptions {
+    /// Settings and the values they must have.
+    pub settings: BTreeMap<String, String>,
+    /// Object counts the isolated start found.
+    pub counts: Counts,
+    /// The generation's replication must be gone.
+    pub no_replication: bool,
+}
+
+/// When the previous generation goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keep {
+    /// When the next run begins to stage.
+    UntilStage,
+    /// When the next run is verified.
+    UntilVerified,
+    /// At once, after this run is verified.
+    Never,
+}
+
+/// Requests of the destination role.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum DestinationRequest {
+    /// Must come first.
+    Open(Box<Open>),
+    /// Look at the host; changes nothing.
+    Facts(Extra),
+    /// Take the host's own lock for this run.
+    Lock(Holder),
+    /// An empty stage.
+    PrepareStage,
+    /// Remove the previous generation, if it may go before the new one comes.
+    MakeRoom(Keep),
+    /// Take the stream into the stage, prove it from the stage.
+    Receive(ReceiveOptions),
+    /// Write the stage out to the disk.
+    SyncStage,
+    /// The isolated first start.
+    Install(Box<InstallOptions>),
+    /// Stop, exchange, start.
+    Swap(Box<SwapOptions>),
+    /// Check the running server.
+    Verify(Box<VerifyOptions>),
+    /// The new generation is good: forget the way back (the previous generation stays as `Keep` says).
+    Commit(Keep),
+    /// Undo of the swap: the old generation serves again. Idempotent; does nothing once committed.
+    UndoSwap,
+    /// Undo of the stage: remove it. Idempotent.
+    DiscardStage,
+    /// Exchange current and previous generation (an operator's wish).
+    Rollback,
+}
+
+/// Successful answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Reply {
+    /// Nothing to tell.
+    Done,
+    /// To `Open`.
+    Opened(Identity),
+    /// To `Facts`.
+    Facts(Box<Facts>),
+    /// To `Lock`: None when it was taken, else who has it.
+    Locked(Option<Holder>),
+    /// To `RecordRuntime`.
+    Runtime(Runtime),
+    /// To `Drain`.
+    Drained(Drained),
+    /// To `StartServer`: whether this call started it.
+    Started(bool),
+    /// To `DisarmGuard`: why it had fired, if it had.
+    Disarmed(Option<String>),
+    /// To `Stream` and `Receive`.
+    Image {
+        /// How much.
+        totals: Totals,
+        /// The proof over all of it.
+        image: Hash,
+    },
+    /// To `Install`.
+    Installed(Installed),
+    /// To `UndoSwap`: true when the swap had been committed and stays.
+    Undone(bool),
+    /// To `Rollback`: what serves now, if it is known.
+    RolledBack(Option<Origin>),
+}
+
+/// The image's stream, beside chunks; from the source and, forwarded, to every destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Entry {
+    /// A folder.
+    Dir {
+        /// Its path.
+        path: RelPath,
+        /// Permission bits.
+        mode: u32,
+    },
+    /// A file begins; its chunks follow in order.
+    File {
+        /// Its number in the stream; chunks name it.
+        number: u32,
+        /// Its path.
+        path: RelPath,
+        /// Permission bits.
+        mode: u32,
+        /// Its length.
+        len: u64,
+    },
+    /// A file is complete.
+    FileEnd {
+        /// Its number.
+        number: u32,
+        /// The source's proof.
+        proof: Hash,
+    },
+    /// The image is complete.
+    End {
+        /// How much it holds.
+        totals: Totals,
+        /// The source's proof.
+        image: Hash,
+    },
+}
+
+/// Controller to agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Down<Q> {
+    /// Do something; answered by one `Up::Reply`.
+    Call {
+        /// Repeated in the answer.
+        id: u32,
+        /// What.
+        request: Q,
+    },
+    /// A piece of the image.
+    Entry(Entry),
+    /// So many more bytes of chunks may be sent.
+    Credit(u64),
+}
+
+/// Agent to controller.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Up {
+    /// Answer to a call.
+    Reply {
+        /// Of the call.
+        id: u32,
+        /// How it went.
+        result: Result<Reply, Problem>,
+    },
+    /// Something worth a line in the log.
+    Note(String),
+    /// How far a long request is.
+    Progress {
+        /// Done so far, in the unit of `what`.
+        done: u64,
+        /// In all; 0: unknown.
+        total: u64,
+        /// What is counted.
+        what: String,
+    },
+    /// A piece of the image.
+    Entry(Entry),
+    /// So many more bytes of chunks may be sent.
+    Credit(u64),
+    /// The agent's first message: its role and version.
+    Hello {
+        /// Role it was started in.
+        role: Role,
+        /// Version of the program.
+        build: String,
+    },
+}
+
+/// Encodes a message.
+pub fn encode<T: Serialize>(message: &T) -> Result<Frame, WireError> {
+    let payload = postcard::to_stdvec(message).map_err(|e| WireError::Damaged(e.to_string()))?;
+    Ok(Frame { kind: FrameKind::Message, payload: payload.into() })
+}
+
+/// Decodes a message; all bytes must be used.
+pub fn decode<T: DeserializeOwned>(payload: &Bytes) -> Result<T, WireError> {
+    match postcard::take_from_bytes(payload) {
+        Ok((message, [])) => Ok(message),
+        Ok(_) => Err(WireError::Damaged("bytes after a message".into())),
+        Err(error) => Err(WireError::Damaged(error.to_string())),
+    }
+}
+
+/// The requests' names as fail points and logs know them.
+pub trait Named {
+    /// In kebab case.
+    fn name(&self) -> &'static str;
+    /// All names.
+    const ALL: &'static [&'static str];
+}
+
+macro_rules! named {
+    ($type:ty { $($variant:ident => $name:literal),* $(,)? }) => {
+        impl Named for $type {
+            fn name(&self) -> &'static str {
+                match self { $( Self::$variant { .. } => $name, )* }
+            }
+            const ALL: &'static [&'static str] = &[$($name),*];
+        }
+    };
+}
+
+named!(SourceRequest {
+    Open => "open", Facts => "facts", Lock => "lock", RecordRuntime => "record-runtime", Drain => "drain", Undrain => "undrain",
+    ArmGuard => "arm-guard", StopServer => "stop-server", Stream => "stream", StartServer => "start-server",
+    DisarmGuard => "disarm-guard",
+});
+
+named!(DestinationRequest {
+    Open => "open", Facts => "facts", Lock => "lock", PrepareStage => "prepare-stage", MakeRoom => "make-room", Receive => "receive",
+    SyncStage => "sync-stage", Install => "install", Swap => "swap", Verify => "verify", Commit => "commit",
+    UndoSwap => "undo-swap", DiscardStage => "discard-stage", Rollback => "rollback",
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_round_trip() {
+        let entry = Entry::File {
+            number: 3,
+            path: RelPath::try_from(b"shop/o@0020.ibd".as_slice()).unwrap(),
+            mode: 0o660,
+            len: 1 << 40,
+        };
+        let frame = encode(&Down::<SourceRequest>::Entry(entry.clone())).unwrap();
+        match decode::<Down<SourceRequest>>(&frame.payload).unwrap() {
+            Down::Entry(back) => assert_eq!(back, entry),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_path_out_of_the_stage_does_not_decode() {
+        #[derive(Serialize)]
+        enum Forged {
+            Dir { path: std::path::PathBuf, mode: u32 },
+        }
+        let frame = encode(&Forged::Dir { path: "../../etc".into(), mode: 0 }).unwrap();
+        assert!(decode::<Entry>(&frame.payload).is_err());
+    }
+
+    #[test]
+    fn a_secret_is_not_printed() {
+        let open = WireSecret("hunter2".to_owned().into());
+        assert!(!format!("{open:?}").contains("hunter2"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let bytes = Bytes::from(bytes);
+            let _ = decode::<Down<SourceRequest>>(&bytes);
+            let _ = decode::<Down<DestinationRequest>>(&bytes);
+            let _ = decode::<Up>(&bytes);
+        }
+    }
+}
