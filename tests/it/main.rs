@@ -1,0 +1,21 @@
+//! The integration tests: one binary, which drives the program from outside against real MariaDB servers.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test says so and fails")]
+#![cfg_attr(not(feature = "failpoints"), allow(dead_code, reason = "what only the fault tests use"))]
+
+mod cli;
+#[cfg(feature = "failpoints")]
+mod contention;
+#[cfg(feature = "failpoints")]
+mod faults;
+mod ledger;
+mod oracle;
+mod refresh;
+mod refusals;
+mod regressions;
+#[cfg(feature = "failpoints")]
+mod secrets;
+mod template;
+mod tidy;
+mod transport;
+mod world;
+mod world_itself;
