@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Everything that must be green before a change goes in: format, lints, all tests (against real MariaDB servers),
+# scripts and dependencies. Checks whose tool is not installed are named at the end, never passed over in silence.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+usage: utils/test.sh [--fast] [ARGUMENTS]
+
+Installs what the tests need (utils/install-dependencies.sh --tests), then runs, and goes on after a failure:
+  cargo fmt --check · cargo clippy · cargo nextest run (or cargo test) · doc tests · shellcheck · cargo deny
+
+  --fast       only the tests
+  ARGUMENTS    for the test runner: a part of a test's name, or any of its options
+  --help       this text
+
+Exit code: 0 when no check failed, 1 otherwise.
+END
+}
+
+fast=no
+case ${1-} in
+    --help | -h)
+        usage
+        exit
+        ;;
+    --fast)
+        fast=yes
+        shift
+        ;;
+esac
+cd "$(dirname "$0")/.."
+utils/install-dependencies.sh --tests
+PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+
+passed=() failed=() skipped=()
+
+# check NAME COMMAND…: runs it, keeps its verdict, goes on.
+check() {
+    local name=$1 began=$SECONDS
+    shift
+    printf '\n=== %s\n' "$name"
+    if "$@"; then
+        passed+=("$name")
+        printf '=== %s: passed in %s s\n' "$name" $((SECONDS - began))
+    else
+        failed+=("$name")
+        printf '=== %s: FAILED in %s s\n' "$name" $((SECONDS - began))
+    fi
+}
+
+# skip NAME WHY
+skip() {
+    skipped+=("$1: $2")
+    printf '\n=== %s: SKIPPED, %s\n' "$1" "$2"
+}
+
+# Fail points are a test hook: only with them can a run be stopped or killed at every step.
+features=(--features failpoints)
+
+run_tests() {
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run "${features[@]}" "$@"
+    else
+        cargo test "${features[@]}" --all-targets "$@" -- --test-threads=4
+    fi
+}
+
+if [ $fast = no ]; then
+    check "format" cargo fmt --check
+    check "lints" cargo clippy --all-targets "${features[@]}" -- -D warnings
+    check "lints of what is installed" cargo clippy --all-targets -- -D warnings
+fi
+check "tests" run_tests "$@"
+if [ $fast = no ]; then
+    # nextest does not run the examples in the documentation.
+    check "doc tests" cargo test --quiet --doc "${features[@]}"
+    if command -v shellcheck >/dev/null; then
+        check "scripts" shellcheck -x utils/*.sh benches/*.sh .ci/run
+    else
+        skip "scripts" "shellcheck is not installed"
+    fi
+    if ! cargo deny --version >/dev/null 2>&1; then
+        skip "dependencies" "cargo-deny is not installed (cargo install --locked cargo-deny)"
+    elif [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" ]; then
+        check "dependencies" cargo deny --offline check
+    else
+        check "dependencies" cargo deny --offline check bans licenses sources
+        skip "advisories" "their database was never fetched (cargo deny fetch)"
+    fi
+fi
+
+lines() { find "$@" -type f -exec cat {} + | wc -l; }
+printf '\nlines: src %s, tests %s, scripts %s\n' \
+    "$(lines src)" "$(lines tests)" "$(lines utils benches .ci)"
+[ ${#skipped[@]} -eq 0 ] || printf 'SKIPPED  %s\n' "${skipped[@]}"
+[ ${#failed[@]} -eq 0 ] || printf 'FAILED   %s\n' "${failed[@]}"
+printf 'checks: %s passed, %s failed, %s skipped\n' ${#passed[@]} ${#failed[@]} ${#skipped[@]}
+[ ${#failed[@]} -eq 0 ]
