@@ -120,6 +120,7 @@ impl Remote {
         let (report, name) = (self.context.report.clone(), self.name());
         let asides = move |aside| match aside {
             Aside::Note(text) => report.note(&name, text),
+            Aside::Warning(text) => report.warn(&name, text),
             Aside::Progress { done, total, what } => report.tell(Event::Progress { done, total, what }),
         };
         let connection = connection::open(self.transport.as_ref(), self.role, self.context.silence, asides)

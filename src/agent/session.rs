@@ -105,6 +105,11 @@ impl Session {
         let _ = self.send(&Up::Note(text.into())).await;
     }
 
+    /// Something that a careful person should look at. Lost when the controller is.
+    pub async fn warn(&self, text: impl Into<String>) {
+        let _ = self.send(&Up::Warning(text.into())).await;
+    }
+
     /// How far a long request is.
     pub async fn progress(&self, done: u64, total: u64, what: &str) {
         let _ = self.send(&Up::Progress { done, total, what: what.into() }).await;

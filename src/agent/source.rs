@@ -256,7 +256,7 @@ impl Source {
             drain::undrain(&mut sql, runtime).await?;
         } else if !self.restored(&mut sql, started, runtime).await? {
             for warning in runtime::restore(&mut sql, self.flavour()?, runtime).await? {
-                self.session.note(warning).await;
+                self.session.warn(warning).await;
             }
             self.mark_restored();
         }
@@ -282,7 +282,7 @@ impl Source {
         let theirs = !ours && sql.status("Uptime").await? > STALE_S;
         if theirs {
             self.session
-                .note("somebody started the server some time ago; the runtime state that this run had recorded was not restored")
+                .warn("somebody started the server some time ago; the runtime state that this run had recorded was not restored")
                 .await;
         }
         Ok(theirs)

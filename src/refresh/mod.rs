@@ -26,7 +26,7 @@ use crate::config::{
 use crate::host::Context;
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::report::{Ending, Event, Reporter, Sink, Step, Summary};
-use crate::run::{Cancel, Run, Undoer, new_id};
+use crate::run::{Cancel, Run, new_id};
 use crate::store::Store;
 use crate::wire::message::{DrainOptions, Extra, Holder, Origin, StreamOptions};
 
@@ -88,10 +88,7 @@ fn context(
     report: &Reporter,
     cancel: &Cancel,
 ) -> Context {
-    let extra = refresh.map_or_else(Extra::default, |r| Extra {
-        copy: r.policy.copy_files.clone(),
-        drop: r.policy.drop_files.clone(),
-    });
+    let extra = refresh.map_or_else(Extra::default, extra);
     Context {
         run: run.map(str::to_owned),
         report: report.clone(),
@@ -363,9 +360,4 @@ fn summarise(
         destinations: results,
         steps: run.times(),
     }
-}
-
-/// What is being put back, in words: for callers that only hold an undo.
-pub fn describe(hosts: &Hosts, undo: &Undo) -> String {
-    hosts.describe(undo)
 }

@@ -38,6 +38,8 @@ pub enum Piece {
 pub enum Aside {
     /// A line for the log.
     Note(String),
+    /// Something that a careful person should look at.
+    Warning(String),
     /// How far it is.
     Progress {
         /// Done.
@@ -279,6 +281,7 @@ impl Incoming {
                     }
                 }
                 Up::Note(text) => (self.asides)(Aside::Note(text)),
+                Up::Warning(text) => (self.asides)(Aside::Warning(text)),
                 Up::Progress { done, total, what } => (self.asides)(Aside::Progress { done, total, what }),
                 Up::Entry(entry) => {
                     let _ = self.pieces.send(Piece::Entry(entry));

@@ -408,6 +408,8 @@ pub enum Up {
     },
     /// Something worth a line in the log.
     Note(String),
+    /// Something that a careful person should look at.
+    Warning(String),
     /// How far a long request is.
     Progress {
         /// Done so far, in the unit of `what`.
