@@ -7,15 +7,17 @@ usage() {
     cat <<'END'
 usage: utils/install-dependencies.sh [--tests] [--bench] [--dry-run]
 
-Installs what is missing of: a MariaDB server and client (the programs only, no service) and a C compiler.
-Checks that cargo is there and new enough. Does nothing, and needs no root, when all of it is there.
+Installs what is missing of: a MariaDB server and client (the programs only, no service), a C compiler, make and perl, and an SSH client (for
+the transport `openssh` and utils/copy-all-keys.sh). Checks that cargo is there and new enough. Does nothing, and needs no
+root, when all of it is there.
 
-  --tests    what utils/test.sh needs too: the MariaDB server's plugins
+  --tests    what utils/test.sh needs too: the MariaDB server's plugins, an SSH server (run by the tests themselves, on
+             loopback), sudo, unshare and setpriv
   --bench    what benches/flows.sh compares with too: rsync, zstd, mariadb-backup
   --dry-run  say what is missing and which packages would be installed, change nothing
   --help     this text
 
-A MariaDB or MySQL service that this machine runs is left as it is. Where packages bring a service that was not there
+A MariaDB, MySQL or SSH service that this machine has is left as it is. Where packages bring a service that was not there
 before, it is neither started nor enabled. No installed package is ever removed.
 END
 }
@@ -43,6 +45,9 @@ have_cc() {
     printf '#include <stdlib.h>\nint main(void) { return 0; }\n' |
         "$(command -v cc || command -v gcc || command -v clang)" -x c -fsyntax-only - 2>/dev/null
 }
+# OpenSSL is built from source, for the program's own SSH client: its Configure is a Perl program with modules that a minimal
+# Perl lacks.
+have_openssl_build() { have make && have perl && perl -MFindBin -MIPC::Cmd -MFile::Compare -MFile::Copy -e 1 2>/dev/null; }
 have_plugins() {
     for folder in /usr/lib/mysql/plugin /usr/lib64/mariadb/plugin /usr/lib64/mysql/plugin /usr/lib/*/mariadb*/plugin; do
         [ ! -e "$folder/file_key_management.so" ] || return 0
@@ -50,11 +55,22 @@ have_plugins() {
     return 1
 }
 
+have_ssh() { have ssh && have ssh-keygen && have ssh-keyscan; }
+have_sudo() { have sudo && have visudo; }
+have_namespaces() { have unshare && have setpriv; }
+
 missing() {
     have_server || echo server
     have_client || echo client
     have_cc || echo compiler
-    if [ "$tests" = yes ]; then have_plugins || echo plugins; fi
+    have_openssl_build || echo openssl-build
+    have_ssh || echo ssh
+    if [ "$tests" = yes ]; then
+        have_plugins || echo plugins
+        have sshd || echo sshd
+        have_sudo || echo sudo
+        have_namespaces || echo namespaces
+    fi
     if [ "$bench" = yes ]; then
         have rsync || echo rsync
         have zstd || echo zstd
@@ -82,7 +98,11 @@ apt_packages() {
             server) apt_first mariadb-server-core mariadb-server-core-10.6 mariadb-server ;;
             client) apt_first mariadb-client-core mariadb-client-core-10.6 mariadb-client ;;
             compiler) echo gcc libc6-dev ;;
+            openssl-build) echo make perl ;;
             plugins) echo mariadb-server ;;
+            ssh) echo openssh-client ;;
+            sshd) echo openssh-server ;;
+            namespaces) echo util-linux ;;
             backup) echo mariadb-backup ;;
             *) echo "$need" ;;
         esac
@@ -95,6 +115,10 @@ dnf_packages() {
             server | plugins) echo mariadb-server ;;
             client) echo mariadb ;;
             compiler) echo gcc glibc-devel ;;
+            openssl-build) echo make perl ;;
+            ssh) echo openssh-clients openssh ;;
+            sshd) echo openssh-server ;;
+            namespaces) echo util-linux ;;
             backup) echo mariadb-backup ;;
             *) echo "$need" ;;
         esac
@@ -117,17 +141,36 @@ allow_services() {
     if [ -e "$ASIDE" ]; then mv "$ASIDE" "$POLICY"; fi
 }
 
+# Services that the packages may bring, by the names that they have in systemd and in /etc/init.d.
+SERVICES='mariadb ssh sshd'
+# A socket's unit would start the server, too: Ubuntu's SSH server has one.
+has_unit() { [ -e "/lib/systemd/system/$1" ] || [ -e "/usr/lib/systemd/system/$1" ] || [ -e "/etc/systemd/system/$1" ]; }
+has_service() { has_unit "$1.service" || has_unit "$1.socket" || [ -e "/etc/init.d/$1" ]; }
+services_here() { for service in $SERVICES; do if has_service "$service"; then echo "$service"; fi; done; }
+
 # Not started is not enough: it must not come up at the next boot either.
 disable_service() {
-    if have systemctl; then systemctl disable mariadb.service >/dev/null 2>&1 || true; fi
-    if [ -e /etc/init.d/mariadb ] && have update-rc.d; then update-rc.d mariadb disable >/dev/null 2>&1 || true; fi
+    if have systemctl; then
+        for unit in "$1.service" "$1.socket"; do
+            if has_unit "$unit"; then systemctl disable "$unit" >/dev/null 2>&1 || true; fi
+        done
+    fi
+    if [ -e "/etc/init.d/$1" ] && have update-rc.d; then update-rc.d "$1" disable >/dev/null 2>&1 || true; fi
 }
 
-has_service() { [ -e /lib/systemd/system/mariadb.service ] || [ -e /etc/init.d/mariadb ]; }
+# disable_new SERVICES: those that were not there before.
+disable_new() {
+    for service in $(services_here); do
+        case " $1 " in *" $service "*) continue ;; esac
+        # Debian's sshd is another name of its ssh, and gone with it.
+        has_service "$service" || continue
+        disable_service "$service"
+        say "the $service service that came with the packages is neither started nor enabled"
+    done
+}
 
 install_apt() {
-    had_service=no
-    if has_service; then had_service=yes; fi
+    before=$(services_here | tr '\n' ' ')
     trap 'allow_services' EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
@@ -135,13 +178,15 @@ install_apt() {
     export DEBIAN_FRONTEND=noninteractive
     # --no-remove: a MySQL server that conflicts with MariaDB's packages is somebody's, not ours to take away.
     apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends --no-remove "$@"
-    if [ "$had_service" = no ] && has_service; then
-        disable_service
-        say "the mariadb service that came with the packages is neither started nor enabled"
-    fi
+    disable_new "$before"
 }
 
-install_dnf() { dnf install -y -q --setopt=install_weak_deps=False "$@"; }
+# Here nothing starts a service, but the distribution's presets enable the SSH server.
+install_dnf() {
+    before=$(services_here | tr '\n' ' ')
+    dnf install -y -q --setopt=install_weak_deps=False "$@"
+    disable_new "$before"
+}
 
 # Package lists of a fresh machine or container are empty.
 refresh_lists() {
@@ -155,7 +200,7 @@ refresh_lists() {
 install_missing() {
     if have apt-get; then manager=apt; elif have dnf; then manager=dnf; else
         die "missing: $*; this machine has neither apt nor dnf" \
-            "install a MariaDB server and client (10.6 or newer) and a C compiler with your system's package manager"
+            "install a MariaDB server and client (10.6 or newer), a C compiler, make, perl and an SSH client with your system's package manager"
     fi
     if [ "$dry_run" = no ] && [ "$(id -u)" -ne 0 ] && ! have sudo; then
         die "missing: $*; installing needs root, and there is no sudo" \
