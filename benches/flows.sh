@@ -115,6 +115,7 @@ host_config() {
     cat <<END
 [environments.$1.hosts.$2]
 transport = "local"
+policy = "$box/host.toml"
 datadir = "$box/$2/data"
 socket = "$box/$2/sock"
 user = "$(id -un)"
@@ -314,6 +315,9 @@ done
 # mariadb-backup reads its account from an option file, like a server.
 { cat "$box/src/my.cnf" && printf '[client]\nsocket = %s\nuser = %s\n' "$box/src/sock" "$(id -un)"; } >"$box/src/backup.cnf"
 write_config
+for server in dst keep-refreshd; do
+    "$program" consent grant --from prod --instance "$server" --datadir "$box/$server/data" --policy "$box/host.toml" >/dev/null
+done
 say "$("$program" --version), $("$SANDBOX_SERVER" --version | sed 's/.*Ver //'), $(rsync --version | sed -n 1p)"
 
 # Yesterday's copies.

@@ -3,15 +3,17 @@
 
 use std::time::Duration;
 
-use crate::config::{Host, TransportKind};
+use crate::config::{Host, SecretRef};
 use crate::delta::hash::{Hash, Totals};
+use crate::instance::Target;
 use crate::problem::{Kind, Outcome, Problem};
 use crate::report::{Event, Reporter};
 use crate::run::Cancel;
+use secrecy::SecretString;
 use tokio::sync::mpsc;
 
 use crate::transport::connection::{self, Aside, Connection, Piece};
-use crate::transport::{Transport, local::Local};
+use crate::transport::{self, Secrets, Transport};
 use crate::wire::facts::{Facts, Identity};
 use crate::wire::message::{
     DestinationRequest, DrainOptions, Drained, Extra, Holder, InstallOptions, Installed, Keep, Open, Origin,
@@ -31,13 +33,26 @@ pub struct Context {
     pub silence: Duration,
     /// Top-level names the operator decided on.
     pub extra: Extra,
+    /// The environment whose data is to come; None: nobody's.
+    pub from: Option<String>,
+    /// What was typed.
+    pub typed: Typed,
+}
+
+/// Secrets that a person gave on the command line, for hosts that have none of their own in the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Typed {
+    /// The password of SQL accounts.
+    pub password: Option<SecretString>,
+    /// What sudo is answered.
+    pub sudo: Option<SecretString>,
 }
 
 /// One machine's agent in one role.
 pub struct Remote {
     host: Host,
     role: Role,
-    transport: Box<dyn Transport>,
+    transport: Option<Box<dyn Transport>>,
     context: Context,
     connection: Option<Connection>,
     identity: Option<Identity>,
@@ -69,16 +84,9 @@ impl RoleRequest for DestinationRequest {
     }
 }
 
-fn transport(kind: TransportKind) -> Box<dyn Transport> {
-    match kind {
-        TransportKind::Local => Box::new(Local::new()),
-    }
-}
-
 impl Remote {
     fn new(host: Host, role: Role, context: Context) -> Self {
-        let transport = transport(host.transport);
-        Self { host, role, transport, context, connection: None, identity: None, undoing: None }
+        Self { host, role, transport: None, context, connection: None, identity: None, undoing: None }
     }
 
     /// Its name in the configuration.
@@ -89,6 +97,14 @@ impl Remote {
     /// Its description.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// What was found on a host that nobody has described is what this run goes on with: while its server is down, nobody
+    /// could find it again.
+    fn pin(&mut self, facts: &Facts) {
+        if self.host.target == Target::Only && !facts.installed {
+            self.host.target = Target::Described(Box::new(facts.instance.clone()));
+        }
     }
 
     /// Which machine and datadir it is; known after the first call.
@@ -108,6 +124,34 @@ impl Remote {
         }
     }
 
+    /// Starts an agent and greets it, nothing more.
+    async fn reach(&mut self) -> Outcome<Connection> {
+        let (report, name) = (self.context.report.clone(), self.name());
+        let asides = move |aside| match aside {
+            Aside::Note(text) => report.note(&name, text),
+            Aside::Warning(text) => report.warn(&name, text),
+            Aside::Progress { done, total, what } => report.tell(Event::Progress { done, total, what }),
+        };
+        if self.transport.is_none() {
+            let passphrase = self.secret(self.host.passphrase.as_ref(), "passphrase of the key").await?;
+            let sudo = match (&self.host.sudo_password, &self.context.typed.sudo) {
+                (Some(own), _) => self.secret(Some(own), "password for sudo").await?,
+                (None, typed) => typed.clone().filter(|_| self.host.route.sudo),
+            };
+            self.transport = Some(transport::to(&self.host.route, Secrets { passphrase, sudo }));
+        }
+        let transport = self.transport.as_ref().ok_or_else(|| Problem::failed("no transport"))?;
+        connection::open(transport.as_ref(), self.role, self.context.silence, asides)
+            .await
+            .map_err(|p| p.during(format!("cannot open an agent on {}", self.host.id)))
+    }
+
+    /// Whether an agent can be started there at all; it is ended again.
+    pub async fn can_be_reached(&mut self) -> Outcome<()> {
+        self.reach().await?.close().await;
+        Ok(())
+    }
+
     async fn connect<Q: RoleRequest>(&mut self) -> Outcome<()> {
         if self.connection.as_ref().is_some_and(|c| c.lost().is_none()) {
             return Ok(());
@@ -117,34 +161,18 @@ impl Remote {
             return Err(lost);
         }
         self.close().await;
-        let (report, name) = (self.context.report.clone(), self.name());
-        let asides = move |aside| match aside {
-            Aside::Note(text) => report.note(&name, text),
-            Aside::Warning(text) => report.warn(&name, text),
-            Aside::Progress { done, total, what } => report.tell(Event::Progress { done, total, what }),
-        };
-        let connection = connection::open(self.transport.as_ref(), self.role, self.context.silence, asides)
-            .await
-            .map_err(|p| p.during(format!("cannot open an agent on {}", self.host.id)))?;
+        let connection = self.reach().await?;
         let password = match &self.host.password {
-            None => None,
-            Some(secret) => {
-                let secret = secret.clone();
-                let resolved = tokio::task::spawn_blocking(move || secret.resolve()).await;
-                let of = || Problem::new(Kind::Usage, format!("no password for {}", self.host.id));
-                match resolved.map_err(|e| of().because(e))? {
-                    Ok(secret) => Some(WireSecret(secret)),
-                    // starting a server and exchanging folders need no password: try
-                    Err(error) if self.undoing.is_some() => {
-                        self.context.report.warn(self.name(), format!("going on without its password: {error}"));
-                        None
-                    }
-                    Err(error) => return Err(error.hint().into_iter().fold(of().because(&error), Problem::hint)),
-                }
-            }
+            Some(secret) => self.secret(Some(secret), "password").await?,
+            None => self.context.typed.password.clone(),
         };
-        let open =
-            Open { host: self.name(), instance: self.host.instance.clone(), password, run: self.context.run.clone() };
+        let open = Open {
+            host: self.name(),
+            target: self.host.target.clone(),
+            password: password.map(WireSecret),
+            run: self.context.run.clone(),
+            from: self.context.from.clone(),
+        };
         match connection.call(Q::open(open)).await? {
             Reply::Opened(identity) => self.identity = Some(identity),
             other => return Err(unexpected(&other)),
@@ -158,6 +186,22 @@ impl Remote {
         }
         self.connection = Some(connection);
         Ok(())
+    }
+
+    /// A secret at the moment of its use.
+    async fn secret(&self, reference: Option<&SecretRef>, what: &str) -> Outcome<Option<SecretString>> {
+        let Some(secret) = reference.cloned() else { return Ok(None) };
+        let resolved = tokio::task::spawn_blocking(move || secret.resolve()).await;
+        let of = || Problem::new(Kind::Usage, format!("no {what} for {}", self.host.id));
+        match resolved.map_err(|e| of().because(e))? {
+            Ok(secret) => Ok(Some(secret)),
+            // starting a server and exchanging folders need no password: try
+            Err(error) if self.undoing.is_some() => {
+                self.context.report.warn(self.name(), format!("going on without its {what}: {error}"));
+                Ok(None)
+            }
+            Err(error) => Err(error.hint().into_iter().fold(of().because(&error), Problem::hint)),
+        }
     }
 
     async fn ask<Q: RoleRequest>(&mut self, request: Q) -> Outcome<Reply> {
@@ -200,8 +244,11 @@ impl Remote {
     }
 
     async fn identify<Q: RoleRequest>(&mut self) -> Outcome<Identity> {
-        let connected = self.connect::<Q>().await;
-        connected?;
+        let (cancel, hear) = (self.context.cancel.clone(), self.undoing.is_none());
+        tokio::select! {
+            connected = self.connect::<Q>() => connected?,
+            () = cancel.cancelled(), if hear => return Err(Problem::cancelled()),
+        }
         self.identity.clone().ok_or_else(|| Problem::failed("the agent did not say who it is"))
     }
 }
@@ -250,7 +297,9 @@ impl SourceHost {
     /// Looks; changes nothing.
     pub async fn facts(&mut self) -> Outcome<Facts> {
         let extra = self.0.context.extra.clone();
-        typed!(self.0, SourceRequest::Facts(extra), Reply::Facts(facts) => *facts)
+        let facts = typed!(self.0, SourceRequest::Facts(extra), Reply::Facts(facts) => *facts)?;
+        self.0.pin(&facts);
+        Ok(facts)
     }
     /// Takes the host's lock; who has it otherwise.
     pub async fn lock(&mut self, holder: &Holder) -> Outcome<Option<Holder>> {
@@ -290,8 +339,9 @@ impl SourceHost {
         pieces.ok_or_else(|| Problem::new(Kind::Lost, "no connection to stream from"))
     }
     /// Starts the server unless it runs; proves that it is back.
-    pub async fn start_server(&mut self, runtime: &Runtime) -> Outcome<bool> {
-        typed!(self.0, SourceRequest::StartServer(runtime.clone()), Reply::Started(started) => started)
+    pub async fn start_server(&mut self, runtime: &Runtime) -> Outcome<(bool, Duration)> {
+        let request = SourceRequest::StartServer(runtime.clone());
+        typed!(self.0, request, Reply::Started { ours, up_ms } => (ours, Duration::from_millis(up_ms)))
     }
     /// Disarms the guard; why it had fired, if it had.
     pub async fn disarm_guard(&mut self) -> Outcome<Option<String>> {
@@ -315,7 +365,9 @@ impl DestinationHost {
     /// Looks; changes nothing.
     pub async fn facts(&mut self) -> Outcome<Facts> {
         let extra = self.0.context.extra.clone();
-        typed!(self.0, DestinationRequest::Facts(extra), Reply::Facts(facts) => *facts)
+        let facts = typed!(self.0, DestinationRequest::Facts(extra), Reply::Facts(facts) => *facts)?;
+        self.0.pin(&facts);
+        Ok(facts)
     }
     /// Takes the host's lock; who has it otherwise.
     pub async fn lock(&mut self, holder: &Holder) -> Outcome<Option<Holder>> {

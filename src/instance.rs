@@ -31,6 +31,27 @@ pub enum Service {
     },
 }
 
+/// Which server an agent is to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    /// This one. Only an agent that trusts its controller takes it.
+    Described(Box<Instance>),
+    /// The one that the host's policy knows by this name.
+    Named(String),
+    /// The only one that runs on the host. Only an agent that trusts its controller takes it.
+    Only,
+}
+
+impl Target {
+    /// The description, where the controller has one.
+    pub fn described(&self) -> Option<&Instance> {
+        match self {
+            Self::Described(instance) => Some(instance),
+            _ => None,
+        }
+    }
+}
+
 /// One server instance, as far as its host knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {

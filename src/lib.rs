@@ -7,8 +7,8 @@
 //! | 4 | [`cli`], [`failure`], [`logging`] | arguments, terminal, exit codes, logs |
 //! | 3 | [`refresh`] | the pipeline: one function, top to bottom; plan, recover, rollback |
 //! | 2 | [`config`], [`host`], [`run`] | configuration as typed and validated; typed calls to one machine; steps, arm, fire, unwind |
-//! | 1 | [`transport`], [`agent`], [`store`], [`lock`] | how an agent is reached; the agent; journal and history; locks |
-//! | 0 | [`wire`], [`delta`], [`mysql`], [`instance`], [`report`], [`problem`], [`failpoint`] | pure data and knowledge |
+//! | 1 | [`transport`], [`agent`], [`authority`], [`store`], [`lock`], [`durable`] | how an agent is reached; the agent; what its host allows; journal and history; locks; files replaced whole |
+//! | 0 | [`wire`], [`delta`], [`mysql`], [`instance`], [`route`], [`report`], [`problem`], [`failpoint`] | pure data and knowledge |
 //!
 //! Invariants, stated as absences:
 //!
@@ -32,6 +32,8 @@ pub mod host;
 pub mod run;
 
 pub mod agent;
+pub mod authority;
+pub mod durable;
 pub mod lock;
 pub mod store;
 pub mod transport;
@@ -42,4 +44,5 @@ pub mod instance;
 pub mod mysql;
 pub mod problem;
 pub mod report;
+pub mod route;
 pub mod wire;

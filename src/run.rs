@@ -99,6 +99,11 @@ impl<U: Serialize + DeserializeOwned + Clone> Run<U> {
         Ok(Self::with(store, holder, report, cancel, Some(alive)))
     }
 
+    /// Replaces the hosts' descriptions in the journal.
+    pub fn describe(&self, hosts: &str) -> Outcome<()> {
+        self.store.describe(&self.id, hosts)
+    }
+
     /// Takes up an interrupted run, to put back what it left.
     pub fn resume(store: Store, holder: Holder, report: Reporter) -> Self {
         Self::with(store, holder, report, Cancel::default(), None)

@@ -38,6 +38,8 @@ pub struct RunRow {
     pub summary: Option<Summary>,
     /// Undos that are armed and not yet done.
     pub armed: u64,
+    /// It has not finished, and nobody is at it any more.
+    pub interrupted: bool,
 }
 
 /// An armed undo.
@@ -113,6 +115,14 @@ impl Store {
             )
             .explain(|| "cannot write the journal")?;
         Ok(lock)
+    }
+
+    /// Replaces the hosts' descriptions of a run.
+    pub fn describe(&self, run: &str, hosts: &str) -> Outcome<()> {
+        self.db()
+            .execute("UPDATE runs SET hosts = ? WHERE run = ?", params![hosts, run])
+            .map(drop)
+            .explain(|| "cannot write the journal; nothing was done")
     }
 
     /// Records that an undo may be needed. On disk when this returns.
@@ -253,7 +263,14 @@ impl Store {
                 db.prepare(&format!("{RUN_QUERY} WHERE ?1 IS NULL OR refresh = ?1 ORDER BY run DESC LIMIT ?2"))?;
             query.query_map(params![refresh, limit], run_row)?.collect()
         };
-        read().explain(|| "cannot read the history")
+        let rows = read().explain(|| "cannot read the history")?;
+        Ok(rows.into_iter().map(|row| self.with_life(row)).collect())
+    }
+
+    /// Tells a run under way from one that was interrupted.
+    fn with_life(&self, row: RunRow) -> RunRow {
+        let interrupted = row.finished.is_none() && !self.is_alive(&row.run).unwrap_or(true);
+        RunRow { interrupted, ..row }
     }
 
     /// One run and its events.
@@ -269,6 +286,7 @@ impl Store {
             Ok(Some((row, events)))
         };
         let found = read().explain(|| "cannot read the history")?;
+        let found = found.map(|(row, events)| (self.with_life(row), events));
         Ok(found.map(|(row, events)| (row, events.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())))
     }
 }
@@ -285,6 +303,7 @@ fn run_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<RunRow> {
         finished: row.get(3)?,
         summary: summary.and_then(|text| serde_json::from_str(&text).ok()),
         armed: row.get::<_, i64>(5)?.unsigned_abs(),
+        interrupted: false,
     })
 }
 

@@ -143,6 +143,7 @@ host_config() {
 
 [environments.$environment.hosts.$server]
 transport = "local"
+policy = "$box/host.toml"
 datadir = "$box/$server/data"
 socket = "$box/$server/sock"
 user = "$(id -un)"
@@ -352,6 +353,14 @@ checksums prod >"$box/prod.checksums"
 objects prod >"$box/prod.objects"
 sql prod "$full_text" >"$box/prod.found"
 if [ "$(cat "$box/prod.found")" -lt 10 ]; then bad "full-text search finds something on production"; fi
+
+title "Nobody's server is overwritten without its owner's consent"
+for server in rnd1 rnd2; do
+    if refreshd consent show --policy "$box/host.toml" --instance "$server" >/dev/null; then
+        bad "$server has not consented yet"
+    fi
+    shown consent grant --from prod --instance "$server" --datadir "$box/$server/data" --policy "$box/host.toml"
+done
 
 title "What would happen"
 shown plan nightly

@@ -8,7 +8,7 @@ usage() {
 usage: utils/test.sh [--fast] [ARGUMENTS]
 
 Installs what the tests need (utils/install-dependencies.sh --tests), then runs, and goes on after a failure:
-  cargo fmt --check · cargo clippy · cargo nextest run (or cargo test) · doc tests · shellcheck · cargo deny
+  cargo fmt --check · cargo clippy · cargo nextest run (or cargo test) · the same over SSH · doc tests · shellcheck · cargo deny
 
   --fast       only the tests
   ARGUMENTS    for the test runner: a part of a test's name, or any of its options
@@ -66,6 +66,21 @@ run_tests() {
     fi
 }
 
+# What works on one machine, once more with every host behind an sshd: the source by our own client, destinations by the
+# system's. Tests that do not use a host's transport, or use all of them anyway, are left out.
+over_ssh() {
+    local without=(cli connections hazards one_off oracle rights tidy transport world_itself)
+    if cargo nextest --version >/dev/null 2>&1; then
+        local filter
+        filter=$(printf ' and not test(/^%s::/)' "${without[@]}")
+        MR_OVER=mixed cargo nextest run "${features[@]}" -E "binary(it)$filter"
+    else
+        local skip=()
+        for module in "${without[@]}"; do skip+=(--skip "$module::"); done
+        MR_OVER=mixed cargo test "${features[@]}" --test it -- --test-threads=4 "${skip[@]}"
+    fi
+}
+
 if [ $fast = no ]; then
     check "format" cargo fmt --check
     check "lints" cargo clippy --all-targets "${features[@]}" -- -D warnings
@@ -73,6 +88,7 @@ if [ $fast = no ]; then
 fi
 check "tests" run_tests "$@"
 if [ $fast = no ]; then
+    check "tests over SSH" over_ssh
     # nextest does not run the examples in the documentation.
     check "doc tests" cargo test --quiet --doc "${features[@]}"
     if command -v shellcheck >/dev/null; then

@@ -9,8 +9,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use secrecy::SecretString;
-
+use super::engage::Engaged;
 use super::serve::Serve;
 use super::session::{Inbox, Session, WINDOW};
 use super::source::{blocking, prove_stopped, take_lock};
@@ -18,8 +17,10 @@ use super::sql::Sql;
 use super::stage::{self, Work};
 use super::{accounts, facts, isolated, receive, runtime, server, swap};
 use crate::lock::Lock;
+use crate::mysql::Flavour;
+use crate::mysql::dropin;
 use crate::mysql::files::Names;
-use crate::mysql::variables::{effective, same_setting};
+use crate::mysql::variables::{effective, layout_variables, same_setting, secret_setting, sound_layout};
 use crate::problem::{Explain, Outcome, Problem};
 use crate::wire::facts::Identity;
 use crate::wire::message::{
@@ -44,26 +45,25 @@ pub const INNER_POINTS: [&str; 11] = [
 /// An opened destination agent.
 pub struct Destination {
     session: Session,
-    open: Open,
-    password: Option<SecretString>,
+    open: Engaged,
     identity: Identity,
     work: Work,
     variables: BTreeMap<String, String>,
     executable: Option<std::path::PathBuf>,
     lock: Option<Lock>,
     staged: bool,
+    stage: Stage,
     swapped: bool,
 }
 
 impl Serve for Destination {
     type Request = DestinationRequest;
 
-    async fn open(open: Open, session: Session) -> Outcome<(Self, Reply)> {
+    async fn open(open: Engaged, session: Session) -> Outcome<(Self, Reply)> {
         let identity = facts::identity(&open.instance)?;
         let reply = Reply::Opened(identity.clone());
         let destination = Self {
             session,
-            password: open.password.clone().map(|secret| secret.0),
             work: Work::of(&open.instance.datadir)?,
             identity,
             open,
@@ -71,6 +71,7 @@ impl Serve for Destination {
             executable: None,
             lock: None,
             staged: false,
+            stage: Stage::None,
             swapped: false,
         };
         Ok((destination, reply))
@@ -84,6 +85,15 @@ impl Serve for Destination {
     }
 
     async fn serve(&mut self, request: DestinationRequest, inbox: &mut Inbox<DestinationRequest>) -> Outcome<Reply> {
+        if needs_lock(&request) && self.lock.is_none() {
+            return Err(Problem::failed("no change to a destination without its lock"));
+        }
+        if needs_consent(&request) {
+            if self.open.from.is_none() && !matches!(request, DestinationRequest::Rollback) {
+                return Err(Problem::refused("nobody said whose data is to come"));
+            }
+            self.open.consent()?;
+        }
         match request {
             DestinationRequest::Open(_) => Err(Problem::failed("already open")),
             DestinationRequest::Facts(extra) => self.facts(&extra).await,
@@ -118,9 +128,49 @@ impl Serve for Destination {
     }
 }
 
+/// Whether a request must not meet another agent's.
+fn needs_lock(request: &DestinationRequest) -> bool {
+    !matches!(
+        request,
+        DestinationRequest::Open(_)
+            | DestinationRequest::Facts(_)
+            | DestinationRequest::Lock(_)
+            | DestinationRequest::Verify(_)
+    )
+}
+
+/// How far this agent's stage is: each step once, and in order. From the second on the stage may belong to the server's account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    None,
+    Fresh,
+    Received,
+    Installed,
+}
+
+/// Whether a request changes what is served, or prepares it. Ways back are always open.
+fn needs_consent(request: &DestinationRequest) -> bool {
+    match request {
+        DestinationRequest::Open(_)
+        | DestinationRequest::Facts(_)
+        | DestinationRequest::Lock(_)
+        | DestinationRequest::Commit(_)
+        | DestinationRequest::UndoSwap
+        | DestinationRequest::DiscardStage
+        | DestinationRequest::Verify(_) => false,
+        DestinationRequest::PrepareStage
+        | DestinationRequest::MakeRoom(_)
+        | DestinationRequest::Receive(_)
+        | DestinationRequest::SyncStage
+        | DestinationRequest::Install(_)
+        | DestinationRequest::Swap(_)
+        | DestinationRequest::Rollback => true,
+    }
+}
+
 impl Destination {
     async fn sql(&self) -> Outcome<Sql> {
-        Sql::open(&self.open.instance, self.password.as_ref()).await
+        Sql::open(&self.open.instance, self.open.password.as_ref()).await
     }
 
     fn run(&self) -> Outcome<&str> {
@@ -128,7 +178,7 @@ impl Destination {
     }
 
     async fn facts(&mut self, extra: &Extra) -> Outcome<Reply> {
-        let facts = facts::gather(&self.open.instance, self.password.as_ref(), extra).await?;
+        let facts = facts::gather(&self.open, Role::Destination, extra).await?;
         if let Some(server) = &facts.server {
             self.variables = server.variables.clone();
             self.executable = Some(server.executable.clone());
@@ -150,6 +200,7 @@ impl Destination {
             work.fresh_stage(&run)
         })
         .await?;
+        self.stage = Stage::Fresh;
         self.session.send(&Up::Credit(WINDOW)).await?;
         Ok(Reply::Done)
     }
@@ -167,20 +218,36 @@ impl Destination {
         Ok(Reply::Done)
     }
 
+    /// Goes on only from this step; a step that fails is not repeated.
+    fn leave_stage(&mut self, from: Stage) -> Outcome<()> {
+        match std::mem::replace(&mut self.stage, Stage::None) {
+            now if now == from => Ok(()),
+            now => Err(Problem::failed(format!("requests out of order: the stage is {now:?}, not {from:?}"))),
+        }
+    }
+
     async fn receive(&mut self, options: ReceiveOptions, inbox: &mut Inbox<DestinationRequest>) -> Outcome<Reply> {
+        self.leave_stage(Stage::Fresh)?;
+        // without a server that answered there is no version to tell by; what is refused is nearly the same for all
+        let flavour = runtime::version(&self.variables).map_or(Flavour::MariaDb, |version| version.flavour);
         let (stage, session) = (self.work.stage(), self.session.clone());
         let (_, closed) = tokio::sync::mpsc::unbounded_channel();
         let mut pieces = std::mem::replace(&mut inbox.pieces, closed);
         let (totals, image) =
-            blocking(move || receive::receive(&stage, options.from_disk, &mut pieces, &session)).await?;
+            blocking(move || receive::receive(&stage, flavour, options.from_disk, &mut pieces, &session)).await?;
+        self.stage = Stage::Received;
         Ok(Reply::Image { totals, image })
     }
 
     /// Brings the destination's own files and accounts into the copy and runs the isolated first start.
     async fn install(&mut self, mut options: InstallOptions) -> Outcome<Reply> {
+        self.leave_stage(Stage::Received)?;
+        self.open.allows(options.own_accounts, options.disable_events)?;
         // where this server's own program files are (a tarball's are not where they were compiled to be), and the size of its
         // redo log, which would be changed twice otherwise
         for name in ["basedir", "plugin_dir", "lc_messages_dir", "character_sets_dir", "innodb_log_file_size"] {
+            // the controller has no say in them
+            options.layout.remove(name);
             if let Some(value) = self.variables.get(name) {
                 options.layout.insert(name.to_owned(), value.clone());
             }
@@ -215,6 +282,7 @@ impl Destination {
             stage::sync_tree(&stage)
         })
         .await?;
+        self.stage = Stage::Installed;
         Ok(Reply::Installed(installed))
     }
 
@@ -234,12 +302,14 @@ impl Destination {
     }
 
     async fn swap(&mut self, options: SwapOptions) -> Outcome<Reply> {
+        let dropin = self.dropin(&options)?;
+        self.leave_stage(Stage::Installed)?;
         self.swapped = true;
         let (work, instance, key) = (self.work.clone(), self.open.instance.clone(), self.identity.key.clone());
         let run = self.run()?.to_owned();
         let log = self.variables.get("log_error").filter(|log| !log.is_empty()).map(std::path::PathBuf::from);
         blocking(move || {
-            let dropin = match options.dropin {
+            let dropin = match dropin {
                 Some(text) => Some(text),
                 None => swap::read_dropin(&instance)?,
             };
@@ -248,6 +318,31 @@ impl Destination {
         })
         .await?;
         Ok(Reply::Done)
+    }
+
+    /// The drop-in's text. An installed agent writes no setting that would give the controller more than data: a program to
+    /// be run, a file to be written, a door to be opened.
+    fn dropin(&self, options: &SwapOptions) -> Outcome<Option<String>> {
+        if options.settings.is_empty() {
+            return Ok(None);
+        }
+        if !self.open.authority.is_trusting() {
+            for (name, value) in &options.settings {
+                let known = effective(&self.variables, name).is_some();
+                let layout = layout_variables(runtime::version(&self.variables)?.flavour).contains(&name.as_str());
+                let denied = if layout {
+                    (!sound_layout(value)).then_some("its value leads out of the datadir")
+                } else {
+                    dropin::denied(name).or((!known).then_some("it is not a variable of this server"))
+                };
+                if let Some(why) = denied {
+                    return Err(Problem::refused(format!("the setting {name} may not be pushed to this host: {why}")));
+                }
+            }
+        }
+        let (flavour, origin) = (runtime::version(&self.variables)?.flavour, &options.origin);
+        let header = dropin::Header { run: &origin.run, refresh: &origin.refresh, source: &origin.source };
+        Ok(Some(dropin::render(flavour, &header, &options.settings)))
     }
 
     /// Checks what the running server says of itself.
@@ -272,6 +367,8 @@ impl Destination {
             .iter()
             .filter_map(|(name, wanted)| match effective(&variables, name) {
                 Some(is) if same_setting(name, wanted, is) => None,
+                // what is wanted may be a secret
+                Some(_) if secret_setting(name) => Some(format!("{name} is not what was wanted")),
                 Some(is) => Some(format!("{name} is {is:?}, not {wanted:?}")),
                 None => Some(format!("{name} is not a variable of this server")),
             })

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use secrecy::SecretString;
 
+use super::engage::Engaged;
 use super::receive::is_root;
 use super::server::{self, Process};
 use super::sql::Sql;
@@ -18,7 +20,7 @@ use crate::mysql::Flavour;
 use crate::mysql::files::Names;
 use crate::problem::{Explain, Outcome, Problem};
 use crate::wire::facts::{DiskFacts, Facts, Identity, ServerFacts};
-use crate::wire::message::Extra;
+use crate::wire::message::{Extra, Role};
 
 /// Longest path of a unix socket, the final zero not counted.
 const MAX_SOCKET: usize = 107;
@@ -39,7 +41,8 @@ pub fn identity(instance: &Instance) -> Outcome<Identity> {
 }
 
 /// Everything preflight needs.
-pub async fn gather(instance: &Instance, password: Option<&SecretString>, extra: &Extra) -> Outcome<Facts> {
+pub async fn gather(engaged: &Engaged, role: Role, extra: &Extra) -> Outcome<Facts> {
+    let (instance, password) = (&engaged.instance, engaged.password.as_ref());
     let identity = identity(instance)?;
     let work = Work::of(&instance.datadir)?;
     let (server, server_problem) = match look_at_server(instance, password).await {
@@ -54,6 +57,10 @@ pub async fn gather(instance: &Instance, password: Option<&SecretString>, extra:
     let socket = work.isolated().join("s.sock");
     Ok(Facts {
         identity,
+        instance: instance.clone(),
+        installed: !engaged.authority.is_trusting(),
+        lets_in: engaged.bounds.map_or((true, true), |bounds| (bounds.source_accounts, bounds.keep_events)),
+        no_consent: if role == Role::Destination { engaged.consent().err() } else { None },
         server,
         server_problem,
         tree,
@@ -155,24 +162,31 @@ async fn validate(instance: &Instance, executable: &Path) -> Option<String> {
         Service::Process { defaults_file, .. } => Some(defaults_file.clone()),
         _ => None,
     };
-    let state_dir = instance.state_dir.clone();
-    tokio::task::spawn_blocking(move || validate_blocking(&executable, file, &state_dir)).await.unwrap_or(None)
+    let datadir = instance.datadir.clone();
+    tokio::task::spawn_blocking(move || validate_blocking(&executable, file, &datadir)).await.unwrap_or(None)
 }
 
-fn validate_blocking(executable: &Path, file: Option<PathBuf>, state_dir: &Path) -> Option<String> {
-    if is_root() && !belongs_to_root(executable) {
-        return Some(format!("{} is not root's alone, and would be run by root", executable.display()));
-    }
-    let empty = state_dir.join("no-datadir");
+fn validate_blocking(executable: &Path, file: Option<PathBuf>, datadir: &Path) -> Option<String> {
+    // nobody has such a folder, and nobody but root could make it
+    let empty = Path::new("/nonexistent/mysql-refreshd");
     let mut command = Command::new(executable);
+    if is_root() {
+        // as the account that runs it anyway: a program of that account's gets no more than it has
+        let Ok(owner) = std::fs::metadata(datadir) else { return Some("its datadir cannot be looked at".to_owned()) };
+        if owner.uid() != 0 {
+            command.uid(owner.uid()).gid(owner.gid());
+        } else if !belongs_to_root(executable) {
+            return Some(format!("{} is not root's alone, and would be run by root", executable.display()));
+        }
+    }
     if let Some(file) = file {
         let mut option = std::ffi::OsString::from("--defaults-file=");
         option.push(file);
         command.arg(option);
     }
-    let mut datadir = std::ffi::OsString::from("--datadir=");
-    datadir.push(&empty);
-    let output = command.arg(datadir).args(["--help", "--verbose"]).stdin(Stdio::null()).output();
+    let mut at = std::ffi::OsString::from("--datadir=");
+    at.push(empty);
+    let output = command.arg(at).args(["--help", "--verbose"]).stdin(Stdio::null()).output();
     match output {
         Ok(output) if output.status.success() => None,
         Ok(output) => {
@@ -193,6 +207,7 @@ fn belongs_to_root(program: &Path) -> bool {
 fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {
     let parent = work.datadir.parent().unwrap_or(Path::new("/"));
     let stat = rustix::fs::statvfs(parent).explain(|| format!("cannot ask the filesystem of {}", parent.display()))?;
+    let unguarded = work.guarded().err();
     let place = if work.folder.is_dir() { &work.folder } else { parent };
     let writable =
         |folder: &Path| rustix::fs::access(folder, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok();
@@ -200,6 +215,7 @@ fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {
         free: stat.f_bavail * stat.f_frsize,
         total: stat.f_blocks * stat.f_frsize,
         free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
+        unguarded,
         mount_point: is_mount_point(&work.datadir),
         writable: writable(place) && writable(parent),
         previous_bytes: tree::bytes_below(&work.previous()),

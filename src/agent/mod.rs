@@ -3,7 +3,10 @@
 //! `serve` speaks the wire and survives its controller: when the connection is gone it puts back what it had begun. The
 //! other modules are the work itself. Nothing here knows the order of a run's steps.
 
+pub mod discover;
+pub mod gate;
 pub mod guard;
+pub mod lane;
 pub mod launch;
 pub mod serve;
 
@@ -12,6 +15,7 @@ mod source;
 
 mod accounts;
 mod drain;
+mod engage;
 mod facts;
 mod isolated;
 mod receive;

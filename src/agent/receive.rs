@@ -17,6 +17,8 @@ use crate::delta::pack::{Chunk, unpack};
 use crate::delta::path::RelPath;
 use crate::delta::{BLOCK, CHUNK};
 use crate::failpoint;
+use crate::mysql::Flavour;
+use crate::mysql::files::foreign;
 use crate::problem::{Explain, Outcome, Problem};
 use crate::wire::message::Entry;
 
@@ -57,6 +59,7 @@ struct Open {
 /// Receives the image. Blocking.
 pub fn receive(
     stage: &Path,
+    flavour: Flavour,
     from_disk: bool,
     pieces: &mut UnboundedReceiver<Piece>,
     session: &Session,
@@ -64,7 +67,7 @@ pub fn receive(
     let (tx, rx) = sync_channel(QUEUE);
     std::thread::scope(|scope| {
         let prover = scope.spawn(move || prove_all(&rx, from_disk));
-        let mut writer = Writer { stage, open: HashMap::new(), proofs: tx };
+        let mut writer = Writer { stage, flavour, open: HashMap::new(), proofs: tx };
         let written = writer.take_all(pieces, session);
         drop(writer);
         let proven = prover.join().unwrap_or_else(|_| Err(Problem::failed("the proving thread failed")));
@@ -79,6 +82,7 @@ pub fn receive(
 
 struct Writer<'a> {
     stage: &'a Path,
+    flavour: Flavour,
     open: HashMap<u32, Open>,
     proofs: SyncSender<Step>,
 }
@@ -107,6 +111,11 @@ impl Writer<'_> {
     }
 
     fn entry(&mut self, entry: Entry) -> Outcome<()> {
+        if let Entry::Dir { path, .. } | Entry::File { path, .. } = &entry
+            && let Some(why) = foreign(self.flavour, &path.under(Path::new("")))
+        {
+            return Err(Problem::failed(format!("the image holds {path}, which is not taken in: {why}")));
+        }
         match entry {
             Entry::Dir { path, mode } => {
                 let full = path.under(self.stage);

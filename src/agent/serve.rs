@@ -5,18 +5,22 @@
 use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::engage::{Engaged, engage};
+use super::lane;
 use super::session::{Inbox, Session, greet};
-use super::{destination::Destination, source::Source};
+use super::{destination::Destination, source::Source, source::blocking};
+use crate::authority::Authority;
 use crate::failpoint;
 use crate::problem::{Explain, Outcome};
 use crate::wire::message::{DestinationRequest, Named, Open, Reply, Role, SourceRequest, Up};
+use crate::wire::stripe::{self, Part};
 
 /// One role's work.
 pub(super) trait Serve: Sized + Send {
     /// The role's requests.
     type Request: Named + DeserializeOwned + Send + 'static;
     /// Takes the first request.
-    async fn open(open: Open, session: Session) -> Outcome<(Self, Reply)>;
+    async fn open(open: Engaged, session: Session) -> Outcome<(Self, Reply)>;
     /// The first request, if this is it.
     fn as_open(request: Self::Request) -> Result<Box<Open>, Self::Request>;
     /// Does one request.
@@ -26,7 +30,7 @@ pub(super) trait Serve: Sized + Send {
 }
 
 /// Serves a controller on stdin and stdout until it leaves.
-pub fn run(role: Role) -> Outcome<()> {
+pub fn run(role: Role, authority: &Authority) -> Outcome<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -34,8 +38,8 @@ pub fn run(role: Role) -> Outcome<()> {
         .explain(|| "cannot start the agent's runtime")?;
     runtime.block_on(async {
         match role {
-            Role::Source => serve::<Source>(role).await,
-            Role::Destination => serve::<Destination>(role).await,
+            Role::Source => serve::<Source>(role, authority).await,
+            Role::Destination => serve::<Destination>(role, authority).await,
         }
     })?;
     // stdin may still be blocked in a read that nobody waits for
@@ -43,21 +47,28 @@ pub fn run(role: Role) -> Outcome<()> {
     Ok(())
 }
 
-async fn serve<R: Serve>(role: Role) -> Outcome<()> {
+async fn serve<R: Serve>(role: Role, authority: &Authority) -> Outcome<()> {
     failpoint::init(vec![role.to_string()]);
     let (mut reader, mut writer) = (tokio::io::stdin(), tokio::io::stdout());
     let hello = Up::Hello { role, build: env!("CARGO_PKG_VERSION").into() };
-    greet(&mut reader, &mut writer, &hello)
+    let lanes = greet(&mut reader, &mut writer, &hello)
         .await
         .explain(|| "no controller on stdin; agents are started by the controller")?;
-    let (session, mut inbox) = Session::start::<R::Request>(reader, writer);
+    let (session, mut inbox) = if lanes.more == 0 {
+        Session::start::<R::Request>(reader, writer)
+    } else {
+        let mut parts = lane::gather(&lanes).await?;
+        parts.push(Part { reader: Box::new(reader), writer: Box::new(writer) });
+        let (reader, writer) = stripe::join(parts);
+        Session::start::<R::Request>(reader, writer)
+    };
     leave_on_signals(session.clone())?;
     let mut state: Option<R> = None;
     while let Some((id, request)) = next(&session, &mut inbox).await {
         let name = request.name();
         let result = async {
             failpoint::reach(&format!("{name}:before")).await?;
-            let reply = answer(&mut state, request, &session, &mut inbox, role).await?;
+            let reply = answer(&mut state, request, &session, &mut inbox, (role, authority)).await?;
             failpoint::reach(&format!("{name}:after")).await?;
             Ok(reply)
         }
@@ -85,12 +96,14 @@ async fn answer<R: Serve>(
     request: R::Request,
     session: &Session,
     inbox: &mut Inbox<R::Request>,
-    role: Role,
+    (role, authority): (Role, &Authority),
 ) -> Outcome<Reply> {
     match (state.as_mut(), R::as_open(request)) {
         (None, Ok(open)) => {
             failpoint::init(vec![role.to_string(), format!("{role}@{}", open.host)]);
-            let (opened, reply) = R::open(*open, session.clone()).await?;
+            let authority = authority.clone();
+            let engaged = blocking(move || engage(*open, role, &authority)).await?;
+            let (opened, reply) = R::open(engaged, session.clone()).await?;
             *state = Some(opened);
             Ok(reply)
         }

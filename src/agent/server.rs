@@ -4,8 +4,8 @@
 //! Never kills a server: a stop that hangs is reported, not forced. Never starts a second one on a datadir.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,14 @@ impl Process {
     pub fn identity(&self) -> (u32, u64) {
         (self.pid, self.started)
     }
+    /// How long ago it was started, in milliseconds; 0 if that cannot be told.
+    pub fn age_ms(&self) -> u64 {
+        let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+        let now: f64 = uptime.split(' ').next().and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0);
+        // proc(5): in clock ticks, of which the kernel shows 100 a second
+        let age = now - self.started as f64 / 100.0;
+        if self.started > 0 && age > 0.0 { (age * 1000.0) as u64 } else { 0 }
+    }
     /// Whether this very process is still there; a zombie is not.
     pub fn alive(&self) -> bool {
         state(self.pid).is_some_and(|(status, started)| started == self.started && status != 'Z' && status != 'X')
@@ -65,7 +73,7 @@ pub fn process(pid: u32) -> Option<Process> {
 pub fn find(datadir: &Path) -> Outcome<Option<Process>> {
     for name in LOCKED_FILES {
         let path = datadir.join(name);
-        let file = match File::open(&path) {
+        let file = match open_no_follow(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error).explain(|| format!("cannot open {}", path.display())),
@@ -297,12 +305,37 @@ fn command_noted<S: AsRef<std::ffi::OsStr>>(
 pub fn tail(path: &Path, lines: usize) -> String {
     let mut text = Vec::new();
     if let Ok(mut file) = open_no_follow(path) {
+        // the end is enough of a log that may be large
+        let length = file.metadata().map_or(0, |meta| meta.len());
+        let _ = file.seek(SeekFrom::Start(length.saturating_sub(64 * 1024)));
         let _ = file.read_to_end(&mut text);
     }
     let text = text.as_slice();
     let text = String::from_utf8_lossy(text);
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// The same of a log that the server has named itself: only a file of the account that owns the datadir is its log.
+pub fn tail_of(path: &Path, datadir: &Path, lines: usize) -> String {
+    let uid = |path: &Path| std::fs::symlink_metadata(path).ok().map(|meta| meta.uid());
+    if uid(path).is_some() && uid(path) == uid(datadir) { tail(path, lines) } else { String::new() }
+}
+
+/// Opens a file below a folder for reading, through no symlink on the way: folders there may belong to the server's account.
+pub fn open_beneath(root: &Path, path: &Path) -> std::io::Result<File> {
+    let root_fd = File::open(root)?;
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    let beneath = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
+    match rustix::fs::openat2(&root_fd, path, flags, rustix::fs::Mode::empty(), beneath) {
+        Ok(fd) => {
+            let file = File::from(fd);
+            if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::Error::other("not a regular file")) }
+        }
+        // before Linux 5.6, or where a container forbids it
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => open_no_follow(&root.join(path)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Opens a regular file for reading, never through a symlink: the folder may belong to the server's account.

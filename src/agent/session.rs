@@ -14,7 +14,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::problem::{Outcome, Problem};
 use crate::wire::frame::{self, Frame, FrameKind, WireError};
-use crate::wire::message::{Down, Entry, Up, decode, encode};
+use crate::wire::message::{Down, Entry, Lanes, Up, decode, encode};
 
 /// Bytes of chunks that may be under way towards a destination agent.
 pub const WINDOW: u64 = 16 * 1024 * 1024;
@@ -191,15 +191,16 @@ async fn read_all<Q: DeserializeOwned + Send + 'static>(
     session.leave();
 }
 
-/// Reads the controller's greeting and sends ours.
+/// Greets the controller; it tells how many sessions there will be. The hello follows the controller's greeting, so that the
+/// controller learns how long a round trip takes.
 pub async fn greet(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     hello: &impl Serialize,
-) -> Result<(), WireError> {
+) -> Result<Lanes, WireError> {
     frame::greet(writer).await?;
+    frame::expect(reader).await?;
     frame::write(writer, &encode(hello)?).await?;
     writer.flush().await?;
-    frame::expect(reader).await?;
-    Ok(())
+    decode(&frame::read(reader).await?.payload)
 }

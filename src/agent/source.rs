@@ -5,16 +5,16 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use secrecy::SecretString;
-
+use super::engage::Engaged;
 use super::serve::Serve;
 use super::session::{Inbox, Session};
 use super::sql::Sql;
 use super::{drain, facts, guard, runtime, server, stream, tree};
+use crate::durable;
 use crate::lock::{self, Lock, Taken};
 use crate::mysql::files::Names;
 use crate::mysql::redo::{RedoFile, RedoVerdict, judge_mariadb, judge_mysql};
@@ -29,8 +29,7 @@ pub const INNER_POINTS: [&str; 2] = ["stop-server:stopped", "stream:half"];
 /// An opened source agent.
 pub struct Source {
     session: Session,
-    open: Open,
-    password: Option<SecretString>,
+    open: Engaged,
     identity: Identity,
     variables: BTreeMap<String, String>,
     runtime: Option<Runtime>,
@@ -44,13 +43,11 @@ pub struct Source {
 impl Serve for Source {
     type Request = SourceRequest;
 
-    async fn open(open: Open, session: Session) -> Outcome<(Self, Reply)> {
+    async fn open(open: Engaged, session: Session) -> Outcome<(Self, Reply)> {
         let identity = facts::identity(&open.instance)?;
-        let password = open.password.clone().map(|secret| secret.0);
         let reply = Reply::Opened(identity.clone());
         let source = Self {
             session,
-            password,
             identity,
             open,
             variables: BTreeMap::new(),
@@ -72,6 +69,10 @@ impl Serve for Source {
     }
 
     async fn serve(&mut self, request: SourceRequest, _inbox: &mut Inbox<SourceRequest>) -> Outcome<Reply> {
+        let looks = matches!(request, SourceRequest::Open(_) | SourceRequest::Facts(_) | SourceRequest::Lock(_));
+        if !looks && self.lock.is_none() {
+            return Err(Problem::failed("no change to a source without its lock"));
+        }
         match request {
             SourceRequest::Open(_) => Err(Problem::failed("already open")),
             SourceRequest::Facts(extra) => self.facts(&extra).await,
@@ -80,15 +81,26 @@ impl Serve for Source {
             }
             SourceRequest::RecordRuntime => self.record_runtime().await,
             SourceRequest::Drain(options) => {
+                if self.runtime.is_none() {
+                    return Err(Problem::failed("no drain before the runtime state is recorded"));
+                }
                 self.drained = true;
                 let mut sql = self.sql().await?;
                 drain::drain(&mut sql, &options, &self.session).await.map(Reply::Drained)
             }
-            SourceRequest::Undrain(runtime) => self.undrain(&runtime).await.map(|()| Reply::Done),
+            SourceRequest::Undrain(runtime) => {
+                let runtime = self.to_restore(&runtime).await?;
+                self.undrain(&runtime).await.map(|()| Reply::Done)
+            }
             SourceRequest::ArmGuard { max_outage_s, lease_s } => self.arm(max_outage_s, lease_s).await,
             SourceRequest::StopServer => self.stop().await,
             SourceRequest::Stream(options) => self.stream(options).await,
-            SourceRequest::StartServer(runtime) => self.start(&runtime).await.map(Reply::Started),
+            SourceRequest::StartServer(runtime) => {
+                let runtime = self.to_restore(&runtime).await?;
+                let ours = self.start(&runtime).await?;
+                let process = server::find(&self.open.instance.datadir)?;
+                Ok(Reply::Started { ours, up_ms: process.map_or(0, |process| process.age_ms()) })
+            }
             SourceRequest::DisarmGuard => self.disarm().await.map(Reply::Disarmed),
         }
     }
@@ -118,11 +130,11 @@ impl Source {
     }
 
     async fn sql(&self) -> Outcome<Sql> {
-        Sql::open(&self.open.instance, self.password.as_ref()).await
+        Sql::open(&self.open.instance, self.open.password.as_ref()).await
     }
 
     async fn facts(&mut self, extra: &Extra) -> Outcome<Reply> {
-        let facts = facts::gather(&self.open.instance, self.password.as_ref(), extra).await?;
+        let facts = facts::gather(&self.open, Role::Source, extra).await?;
         if let Some(server) = &facts.server {
             self.variables = server.variables.clone();
         }
@@ -136,8 +148,44 @@ impl Source {
             server::find(&self.open.instance.datadir)?.ok_or_else(|| Problem::failed("the server is not running"))?;
         let runtime = runtime::record(&mut sql, self.flavour()?, &self.variables, process.identity()).await?;
         sql.close().await;
+        self.keep_record(&runtime)?;
         self.runtime = Some(runtime.clone());
         Ok(Reply::Runtime(runtime))
+    }
+
+    fn record_file(&self) -> PathBuf {
+        self.open.instance.state_dir.join("guard").join(format!("{}.runtime", self.identity.key))
+    }
+
+    /// The host's own copy of what it has recorded.
+    fn keep_record(&self, runtime: &Runtime) -> Outcome<()> {
+        let path = self.record_file();
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        std::fs::create_dir_all(folder).explain(|| format!("cannot create {}", folder.display()))?;
+        let text = serde_json::to_vec(&(self.run()?, runtime)).explain(|| "cannot write the runtime state")?;
+        durable::replace(&path, &text, 0o600).explain(|| format!("cannot write {}", path.display()))
+    }
+
+    /// What is put back. To an installed agent the host's own record counts, not what came over the wire: statements are made
+    /// from it.
+    async fn to_restore(&self, sent: &Runtime) -> Outcome<Runtime> {
+        if self.open.authority.is_trusting() {
+            return Ok(sent.clone());
+        }
+        let kept = std::fs::read(self.record_file())
+            .ok()
+            .and_then(|text| serde_json::from_slice::<(String, Runtime)>(&text).ok());
+        match kept {
+            Some((run, runtime)) if run == self.run()? => Ok(runtime),
+            _ => {
+                if *sent != Runtime::default() {
+                    self.session
+                        .warn("this host has no record of its runtime state for this run; none is restored")
+                        .await;
+                }
+                Ok(Runtime::default())
+            }
+        }
     }
 
     /// Puts back what the drain set; a server that was restarted since has its own settings again.
@@ -154,6 +202,17 @@ impl Source {
 
     async fn arm(&mut self, max_outage_s: u64, lease_s: u64) -> Outcome<Reply> {
         let (instance, key, run) = (self.open.instance.clone(), self.identity.key.clone(), self.run()?.to_owned());
+        let (mut max_outage_s, mut lease_s) = (max_outage_s, lease_s);
+        if let Some(bounds) = self.open.bounds {
+            if max_outage_s > bounds.max_outage_s {
+                let cap = humantime::format_duration(Duration::from_secs(bounds.max_outage_s));
+                self.session
+                    .warn(format!("the host's policy allows an outage of {cap}; the guard starts the server then"))
+                    .await;
+            }
+            max_outage_s = max_outage_s.min(bounds.max_outage_s);
+            lease_s = lease_s.min(LONGEST_LEASE_S);
+        }
         self.guarded = true;
         blocking(move || guard::arm(&instance, &key, &run, max_outage_s, lease_s)).await?;
         let (place, pulse) = (guard::Place::new(&self.open.instance, &self.identity.key), self.session.pulse.clone());
@@ -266,7 +325,7 @@ impl Source {
         Ok(started)
     }
 
-    fn restored_file(&self) -> std::path::PathBuf {
+    fn restored_file(&self) -> PathBuf {
         self.open.instance.state_dir.join("guard").join(format!("{}.restored", self.identity.key))
     }
 
@@ -294,6 +353,9 @@ impl Source {
     }
 }
 
+/// The longest silence that a controller can have a guard wait for.
+const LONGEST_LEASE_S: u64 = 600;
+
 /// Seconds after which recorded runtime state is not forced on a server that somebody else has started.
 const STALE_S: u64 = 15 * 60;
 
@@ -306,7 +368,13 @@ const PREDECESSOR: Duration = Duration::from_secs(120);
 /// Takes the host's lock for a run. The same run may come back on another connection: it waits until its earlier agent has
 /// ended, since both would put the same things back. On a source one that hangs does not stop it: the server must come up. On
 /// a destination two at once could destroy a generation: there it is refused in the end.
-pub async fn take_lock(role: Role, slot: &mut Option<Lock>, open: &Open, key: &str, holder: &Holder) -> Outcome<Reply> {
+pub async fn take_lock(
+    role: Role,
+    slot: &mut Option<Lock>,
+    open: &Engaged,
+    key: &str,
+    holder: &Holder,
+) -> Outcome<Reply> {
     if let Some(lock) = slot {
         lock.describe(holder)?;
         return Ok(Reply::Locked(None));

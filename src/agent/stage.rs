@@ -3,15 +3,16 @@
 //! Everything here lies in one folder, `.NAME.refreshd` next to the datadir `NAME`, on the same filesystem, so that
 //! generations change places by rename. Removes nothing outside that folder.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::receive::{Owner, chown, is_root, write_error};
+use crate::authority;
+use crate::durable;
 use crate::lock::{self, Lock};
 use crate::problem::{Explain, Outcome, Problem};
 use crate::wire::message::Origin;
@@ -70,6 +71,21 @@ impl Work {
             _ => Err(Problem::refused(format!("{} cannot be a datadir", datadir.display()))),
         }
     }
+    /// Whether root can work here: the folders above are its own, and so is the work folder. Otherwise the server's account
+    /// could put something else in the place of what root reads back, removes or gives away.
+    pub fn guarded(&self) -> Outcome<()> {
+        if !is_root() {
+            return Ok(());
+        }
+        authority::only_ours(self.datadir.parent().unwrap_or(Path::new("/")))?;
+        match std::fs::symlink_metadata(&self.folder) {
+            Ok(meta) if !meta.is_dir() || meta.uid() != 0 => {
+                Err(Problem::refused(format!("{} is not root's folder", self.folder.display()))
+                    .hint("Somebody else has put it there: look at it, and remove it."))
+            }
+            _ => Ok(()),
+        }
+    }
     /// The staged datadir.
     pub fn stage(&self) -> PathBuf {
         self.folder.join("stage")
@@ -102,6 +118,7 @@ impl Work {
     /// Creates the folder itself. It belongs to the agent's account, and the server's group may only pass through: what is
     /// read back from it (journals, records) must not be the server's account's to write.
     pub fn create(&self) -> Outcome<()> {
+        self.guarded()?;
         let owner = self.owner()?;
         make_dir(&self.folder)?;
         let mode = std::fs::Permissions::from_mode(if is_root() { 0o710 } else { 0o700 });
@@ -143,7 +160,7 @@ impl Work {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             renamed => renamed.explain(|| format!("cannot remove {}", folder.display()))?,
         }
-        sync_dir(&self.folder).explain(|| format!("cannot make {} durable", self.folder.display()))?;
+        durable::sync_dir(&self.folder).explain(|| format!("cannot make {} durable", self.folder.display()))?;
         remove(&self.trash())
     }
     /// The record of the generations.
@@ -200,24 +217,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> Outcome<()> {
 
 /// The same with other permission bits, for a drop-in that the server's account reads.
 pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Outcome<()> {
-    let folder = path.parent().ok_or_else(|| Problem::failed(format!("{} has no folder", path.display())))?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let temporary = folder.join(name);
-    let write = || -> std::io::Result<()> {
-        // what stands there is left from an interrupted write, or is somebody's trap
-        let _ = std::fs::remove_file(&temporary);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        sync_dir(folder)
-    };
-    write().map_err(|error| {
-        let _ = std::fs::remove_file(&temporary);
-        write_error(path, &error)
-    })
+    durable::replace(path, bytes, mode).map_err(|error| write_error(path, &error))
 }
 
 /// Gives a tree to an owner, following nothing.
@@ -237,11 +237,6 @@ fn chown_tree(path: &Path, owner: Owner) -> Outcome<()> {
     chown(path, owner)
 }
 
-/// Makes names in a folder durable.
-pub fn sync_dir(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 /// Writes a whole tree out to the disk: every file, then every folder.
 pub fn sync_tree(folder: &Path) -> Outcome<()> {
     let entries = std::fs::read_dir(folder).explain(|| format!("cannot read {}", folder.display()))?;
@@ -254,5 +249,5 @@ pub fn sync_tree(folder: &Path) -> Outcome<()> {
             File::open(&path).and_then(|file| file.sync_all()).map_err(|e| write_error(&path, &e))?;
         }
     }
-    sync_dir(folder).map_err(|e| write_error(folder, &e))
+    durable::sync_dir(folder).map_err(|e| write_error(folder, &e))
 }

@@ -76,7 +76,8 @@ fn read_all(datadir: &Path, items: &[Item], level: Option<i32>, out: &SyncSender
 fn read_file(datadir: &Path, item: &Item, number: u32, encoding: Encoding, out: &SyncSender<Out>) -> Outcome<Hash> {
     put(out, Out::Entry(Entry::File { number, path: item.path.clone(), mode: item.mode, len: item.len }))?;
     let path = item.path.under(datadir);
-    let file = server::open_no_follow(&path).explain(|| format!("cannot open {}", path.display()))?;
+    let file = server::open_beneath(datadir, &item.path.under(Path::new("")))
+        .explain(|| format!("cannot open {}", path.display()))?;
     let mut hasher = FileHasher::default();
     let mut buffer = vec![0u8; CHUNK];
     let mut offset = 0;

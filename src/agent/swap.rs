@@ -10,7 +10,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use super::server;
-use super::stage::{Generation, Work, sync_dir, write_durably, write_with_mode};
+use super::stage::{Generation, Work, write_durably, write_with_mode};
+use crate::durable::sync_dir;
 use crate::failpoint;
 use crate::instance::Instance;
 use crate::problem::{Explain, Kind, Outcome, Problem};
@@ -34,6 +35,9 @@ pub struct Journal {
 
 /// A swap in this work folder that is not finished.
 pub fn journal(work: &Work) -> Outcome<Option<Journal>> {
+    if work.folder.exists() {
+        work.guarded()?;
+    }
     match std::fs::read(work.swap()) {
         Ok(bytes) => {
             serde_json::from_slice(&bytes).map(Some).explain(|| format!("cannot understand {}", work.swap().display()))
@@ -108,7 +112,7 @@ fn forward(work: &Work, instance: &Instance, key: &str, journal: &Journal, wish_
     place(work, &journal.other, journal.new, journal.old)?;
     failpoint::hit("swap:exchanged")?;
     server::ensure_started(instance, key).map_err(|problem| {
-        let said = wish_log.map(|log| server::tail(&work.datadir.join(log), 8)).unwrap_or_default();
+        let said = wish_log.map(|log| server::tail_of(&work.datadir.join(log), &work.datadir, 8)).unwrap_or_default();
         if said.is_empty() { problem } else { problem.cause(format!("its log ends with:\n{said}")) }
     })?;
     failpoint::hit("swap:started")

@@ -15,13 +15,21 @@ pub const DEFAULT_CONFIG: &str = "/etc/mysql-refreshd/config.toml";
 #[derive(Debug, Parser)]
 #[command(name = "mysql-refreshd", version, arg_required_else_help = true, after_help = AFTER)]
 pub struct Cli {
-    /// Run these refreshes now, one after the other (the same as `run`)
-    #[arg(long, value_name = "REFRESH", num_args = 1..)]
-    pub now: Vec<String>,
+    /// Run these refreshes now, one after the other (the same as `run`); or the one that --source and --destination describe
+    #[arg(long, value_name = "REFRESH", num_args = 0..)]
+    pub now: Option<Vec<String>>,
 
     /// With --now: do not wait for another run's lock, fail with exit code 3
     #[arg(long, requires = "now")]
     pub no_wait: bool,
+
+    /// With --now: show what would be done, on every host, and do nothing
+    #[arg(long, requires = "now")]
+    pub dry_run: bool,
+
+    /// A refresh that no configuration describes
+    #[command(flatten)]
+    pub one_off: OneOffArgs,
 
     /// What every command takes
     #[command(flatten)]
@@ -48,7 +56,70 @@ Every key of the configuration can be set in the environment, too: MYSQL_REFRESH
 First steps:
   mysql-refreshd check --offline    is the configuration right?
   mysql-refreshd plan nightly       what would it do, on which host?
-  mysql-refreshd --now nightly      do it";
+  mysql-refreshd --now nightly      do it
+
+Without a configuration:
+  mysql-refreshd --now -s db1 -d rnd1,rnd2 -u deploy --password-file FILE";
+
+/// The one-off form of --now.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "One-off refresh (with --now, needs no configuration)")]
+pub struct OneOffArgs {
+    /// Where the data comes from: [USER@]ADDRESS[:PORT], localhost, or a host of the configuration
+    #[arg(long, short = 's', value_name = "HOST", requires = "now", requires = "destination")]
+    pub source: Option<String>,
+
+    /// Where it goes; several with commas
+    #[arg(long, short = 'd', value_name = "HOST,…", value_delimiter = ',', requires = "now", requires = "source")]
+    pub destination: Vec<String>,
+
+    /// The UNIX account on the hosts; it needs sudo unless it is root
+    #[arg(long, short = 'u', value_name = "USER", requires = "source")]
+    pub username: Option<String>,
+
+    /// The password of the servers' SQL account root. Others may see it for a moment, and your shell keeps it: rather use
+    /// --password-file, or accounts with unix_socket authentication, which need none
+    #[arg(long, short = 'p', value_name = "PASSWORD", requires = "source", conflicts_with = "password_file")]
+    pub password: Option<String>,
+
+    /// A file with that password
+    #[arg(long, value_name = "FILE", requires = "source")]
+    pub password_file: Option<PathBuf>,
+
+    /// (internal) A pipe with that password
+    #[arg(long, hide = true, requires = "source")]
+    pub password_fd: Option<u32>,
+
+    /// Databases by name; not in this version
+    #[arg(long, value_name = "NAME", requires = "source")]
+    pub database: Vec<String>,
+
+    /// How the hosts are reached
+    #[arg(long, value_name = "TRANSPORT", requires = "source", default_value = "ssh")]
+    pub transport: TransportArg,
+
+    /// The agent there: put there for the occasion, or installed by the host's owner
+    #[arg(long, value_name = "AGENT", requires = "source", default_value = "uploaded")]
+    pub agent: AgentArg,
+}
+
+/// A transport as typed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum TransportArg {
+    /// Our own SSH client
+    Ssh,
+    /// The system's ssh, with its own configuration
+    Openssh,
+}
+
+/// An agent as typed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AgentArg {
+    /// This program is put there
+    Uploaded,
+    /// What is installed there is used
+    Installed,
+}
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
@@ -64,6 +135,10 @@ pub struct Global {
     /// Machine-readable output on stdout
     #[arg(long, global = true)]
     pub json: bool,
+
+    /// Ask once for the password that sudo wants on the hosts
+    #[arg(long, global = true)]
+    pub ask_sudo_password: bool,
 
     /// Say more
     #[arg(long, short, global = true, conflicts_with = "quiet")]
@@ -129,13 +204,44 @@ pub enum Command {
         /// Give this run up: nothing of it is put back any more
         #[arg(long, value_name = "RUN")]
         forget: Option<String>,
+        /// A file with the password that was typed for a one-off refresh
+        #[arg(long, value_name = "FILE", conflicts_with = "forget")]
+        password_file: Option<PathBuf>,
     },
+    /// Say what hosts lack, and what mends it
+    Doctor {
+        /// Hosts of the configuration, as ENVIRONMENT/HOST; all of them if none is named
+        host: Vec<String>,
+    },
+    /// (on a host) What agents may do here
+    Host {
+        /// What to do with it
+        #[command(subcommand)]
+        command: HostCommand,
+    },
+    /// (on a host) The owner's consent that a server be overwritten
+    Consent {
+        /// What to do with it
+        #[command(subcommand)]
+        command: ConsentCommand,
+    },
+    /// (on a host) As the command= of a key in authorized_keys: starts agents and nothing else
+    Gate,
     /// (internal) Serve a controller on stdin and stdout
     #[command(hide = true)]
     Agent {
         /// What it may do
-        #[arg(long, required_unless_present = "list_points")]
+        #[arg(long, required_unless_present_any = ["list_points", "lane"])]
         role: Option<RoleArg>,
+        /// Carry bytes for an agent over one more session
+        #[arg(long, exclusive = true)]
+        lane: bool,
+        /// Do what the controller says, not what the host's policy says; needs consents all the same
+        #[arg(long)]
+        trust_controller: bool,
+        /// Where the policy with the consents is
+        #[arg(long, requires = "trust_controller")]
+        policy: Option<PathBuf>,
         /// List all fail points
         #[arg(long)]
         list_points: bool,
@@ -165,6 +271,85 @@ pub enum Command {
 pub enum ConfigCommand {
     /// Show every effective value and where it was set
     Show,
+    /// List the hosts, one a line, fields parted by tabs: name, transport, user, address, port, identity, known_hosts, agent,
+    /// agent's path
+    Hosts,
+}
+
+/// Commands about this host's policy.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Write what runs here into the policy, in a role
+    Init {
+        /// What agents may be here
+        #[arg(long, required = true)]
+        role: Vec<RoleArg>,
+        /// The name of the instance
+        #[arg(long, default_value = "main")]
+        instance: String,
+        /// Its datadir, where several servers run
+        #[arg(long, value_name = "DIR")]
+        datadir: Option<PathBuf>,
+        /// Never a destination, whatever any consent says
+        #[arg(long)]
+        protected: bool,
+        /// A file with the password of the SQL account root
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+        /// The policy's file
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+    },
+    /// Show the policy as agents understand it
+    Show {
+        /// The policy's file
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+    },
+}
+
+/// Commands about consents.
+#[derive(Debug, Subcommand)]
+pub enum ConsentCommand {
+    /// Allow that an instance of this host be overwritten
+    Grant {
+        /// The environment whose data is accepted; may be repeated
+        #[arg(long, required = true, value_name = "ENVIRONMENT")]
+        from: Vec<String>,
+        /// The instance, by its name in the policy
+        #[arg(long, default_value = "main")]
+        instance: String,
+        /// Its datadir, where the policy does not know the instance yet
+        #[arg(long, value_name = "DIR")]
+        datadir: Option<PathBuf>,
+        /// For how long, "90d" for example; without it, for ever
+        #[arg(long, value_name = "DURATION")]
+        expires: Option<humantime::Duration>,
+        /// The policy's file
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+    },
+    /// Show consents and whether they count; exit code 0 if one does
+    Show {
+        /// Only of this instance
+        #[arg(long)]
+        instance: Option<String>,
+        /// Whether data from this environment is accepted
+        #[arg(long, value_name = "ENVIRONMENT")]
+        from: Option<String>,
+        /// The policy's file
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+    },
+    /// Take a consent back
+    Revoke {
+        /// The instance
+        #[arg(long, default_value = "main")]
+        instance: String,
+        /// The policy's file
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+    },
 }
 
 /// An agent's role as typed.

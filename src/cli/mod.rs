@@ -1,21 +1,28 @@
 //! The edge: arguments in, exit code out. The only place that prints.
 
 mod args;
+mod doctor;
+mod one_off;
+mod owner;
 mod terminal;
 mod views;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::args::{Cli, Command, ConfigCommand, Global, RoleArg};
 use self::terminal::Volume;
-use crate::agent::{guard, launch, serve};
+use crate::agent::{guard, lane, launch, serve};
+use crate::authority::Authority;
 use crate::config::{self, Config, HostId, Refresh, Sources};
+use crate::host::Typed;
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::refresh::{self, Job, recover, rollback};
 use crate::report::{Ending, Sink, Step};
@@ -51,31 +58,49 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// A line on stdout; a closed stdout is no reason to fail.
 fn out(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    let _ = writeln!(std::io::stdout(), "{}", terminal::plain(text));
 }
 
 fn dispatch(cli: Cli) -> Outcome<u8> {
     let global = cli.global;
-    if !cli.now.is_empty() {
+    if let Some(names) = &cli.now {
         if cli.command.is_some() {
             return Err(Problem::new(Kind::Usage, "--now stands instead of a command")
                 .hint("Use `mysql-refreshd --now REFRESH…`, or `mysql-refreshd run REFRESH…`."));
         }
-        return run(&global, &cli.now, cli.no_wait);
+        let how = How { no_wait: cli.no_wait, dry_run: cli.dry_run };
+        return match (&cli.one_off.source, names.is_empty()) {
+            (Some(_), true) => one_off::run(&global, &cli.one_off, how),
+            (Some(_), false) => Err(Problem::new(
+                Kind::Usage,
+                "--now takes names of refreshes, or --source and --destination, not both",
+            )),
+            (None, false) => run(&global, names, how),
+            (None, true) => Err(Problem::new(Kind::Usage, "--now needs the name of a refresh")
+                .hint("Name one, or say --source and --destination.")),
+        };
     }
     match cli.command {
         None => Err(Problem::new(Kind::Usage, "nothing to do").hint("See `mysql-refreshd --help`.")),
-        Some(Command::Run { refreshes, no_wait }) => run(&global, &refreshes, no_wait),
+        Some(Command::Run { refreshes, no_wait }) => run(&global, &refreshes, How { no_wait, dry_run: false }),
         Some(Command::Plan { refresh }) => plan(&global, &refresh),
         Some(Command::Check { offline }) => check(&global, offline),
         Some(Command::Config { command: ConfigCommand::Show }) => config_show(&global),
+        Some(Command::Config { command: ConfigCommand::Hosts }) => config_hosts(&global),
+        Some(Command::Doctor { host }) => doctor::run(&global, &host),
+        Some(Command::Host { command }) => owner::host(&global, command),
+        Some(Command::Consent { command }) => owner::consent(&global, command),
+        Some(Command::Gate) => owner::gate().map(|()| failure::DONE),
         Some(Command::History { refresh, limit }) => history(&global, refresh.as_deref(), limit),
         Some(Command::Show { run }) => show(&global, &run),
         Some(Command::Rollback { destination, no_wait }) => roll_back(&global, &destination, no_wait),
-        Some(Command::Recover { forget: Some(run) }) => forget(&global, &run),
-        Some(Command::Recover { forget: None }) => recover_all(&global),
+        Some(Command::Recover { forget: Some(run), .. }) => forget(&global, &run),
+        Some(Command::Recover { forget: None, password_file }) => recover_all(&global, password_file),
         Some(Command::Agent { list_points: true, .. }) => list_points(),
-        Some(Command::Agent { role, .. }) => agent(role),
+        Some(Command::Agent { lane: true, .. }) => lane::run().map(|()| failure::DONE),
+        Some(Command::Agent { role, trust_controller, policy, .. }) => {
+            agent(role, &if trust_controller { Authority::trusting(policy) } else { Authority::strict() })
+        }
         Some(Command::Guard { file }) => guard::run(&file).map(|()| failure::DONE),
         Some(Command::Launch { log, program, arguments }) => {
             launch::middle(&log, &program, &arguments).map(|()| failure::DONE)
@@ -83,13 +108,13 @@ fn dispatch(cli: Cli) -> Outcome<u8> {
     }
 }
 
-fn agent(role: Option<RoleArg>) -> Outcome<u8> {
+fn agent(role: Option<RoleArg>, authority: &Authority) -> Outcome<u8> {
     let role = match role {
         Some(RoleArg::Source) => Role::Source,
         Some(RoleArg::Destination) => Role::Destination,
         None => return Err(Problem::new(Kind::Usage, "an agent needs a role")),
     };
-    serve::run(role).map(|()| failure::DONE)
+    serve::run(role, authority).map(|()| failure::DONE)
 }
 
 fn list_points() -> Outcome<u8> {
@@ -102,8 +127,13 @@ fn list_points() -> Outcome<u8> {
 }
 
 fn load(global: &Global) -> Outcome<Config> {
-    let sources = Sources { file: global.config.clone(), set: global.set.clone(), env: Sources::process_env() };
-    config::load(&sources).map_err(|errors| {
+    load_from(global, false)
+}
+
+/// `optional`: the configuration's file may be missing.
+fn load_from(global: &Global, optional: bool) -> Outcome<Config> {
+    let (file, set) = (global.config.clone(), global.set.clone());
+    config::load(&Sources { file, optional, set, env: Sources::process_env() }).map_err(|errors| {
         let mut problem = Problem::new(
             Kind::Usage,
             match errors.0.len() {
@@ -182,21 +212,55 @@ fn start_logging(config: &Config) {
     }
 }
 
-fn run(global: &Global, names: &[String], no_wait: bool) -> Outcome<u8> {
+/// A password in a file that the command line names.
+fn secret_in(file: &Path) -> Outcome<SecretString> {
+    config::SecretRef::File(file.to_owned()).resolve().map_err(|error| {
+        let problem = Problem::new(Kind::Usage, "no password").because(&error);
+        error.hint().into_iter().fold(problem, Problem::hint)
+    })
+}
+
+/// How a run is asked for.
+#[derive(Clone, Copy)]
+struct How {
+    no_wait: bool,
+    dry_run: bool,
+}
+
+/// What a person types when asked, beside what the command line gave.
+fn typed(global: &Global, password: Option<SecretString>) -> Outcome<Typed> {
+    let sudo = match global.ask_sudo_password {
+        true => Some(terminal::secret("Password for sudo on the hosts: ")?),
+        false => None,
+    };
+    Ok(Typed { password, sudo })
+}
+
+fn run(global: &Global, names: &[String], how: How) -> Outcome<u8> {
     let config = load(global)?;
     let refreshes = names.iter().map(|name| find(&config, name)).collect::<Outcome<Vec<_>>>()?;
-    start_logging(&config);
+    run_all(global, &config, &refreshes, how, &typed(global, None)?)
+}
+
+fn run_all(global: &Global, config: &Config, refreshes: &[&Refresh], how: How, typed: &Typed) -> Outcome<u8> {
+    if how.dry_run {
+        let show = |refresh: &&Refresh| show_plan(global, config, refresh, typed);
+        let codes = refreshes.iter().map(show).collect::<Outcome<Vec<_>>>()?;
+        return Ok(codes.into_iter().fold(failure::DONE, failure::worse));
+    }
+    start_logging(config);
     let store = Store::open(&config.daemon.state_dir)?;
     with_runtime(async |cancel| {
         let mut code = failure::DONE;
-        for refresh in refreshes {
+        for refresh in refreshes.iter().copied() {
             let job = Job {
-                config: &config,
+                config,
                 refresh,
                 store: store.clone(),
                 sinks: sinks(global),
                 cancel: cancel.clone(),
-                no_wait,
+                no_wait: how.no_wait,
+                typed: typed.clone(),
             };
             let summary = refresh::run(job).await?;
             finish(global, &summary);
@@ -222,8 +286,12 @@ fn finish(global: &Global, summary: &crate::report::Summary) {
 fn plan(global: &Global, name: &str) -> Outcome<u8> {
     let config = load(global)?;
     let refresh = find(&config, name)?;
-    let store = views::existing_store(&config);
-    let plan = with_runtime(async |cancel| refresh::plan::plan(&config, refresh, store.as_ref(), cancel).await)?;
+    show_plan(global, &config, refresh, &typed(global, None)?)
+}
+
+fn show_plan(global: &Global, config: &Config, refresh: &Refresh, typed: &Typed) -> Outcome<u8> {
+    let store = views::existing_store(config);
+    let plan = with_runtime(async |cancel| refresh::plan::plan(config, refresh, store.as_ref(), cancel, typed).await)?;
     out(&if global.json { views::json(&plan)? } else { views::plan(&plan) });
     Ok(if plan.refusals.is_empty() { failure::DONE } else { failure::REFUSED })
 }
@@ -232,12 +300,12 @@ fn check(global: &Global, offline: bool) -> Outcome<u8> {
     let config = load(global)?;
     let mut plans = Vec::new();
     if !offline {
-        let store = views::existing_store(&config);
+        let (store, typed) = (views::existing_store(&config), typed(global, None)?);
         with_runtime(async |cancel| {
             for refresh in config.refreshes.values() {
                 plans.push((
                     refresh.name.clone(),
-                    refresh::plan::plan(&config, refresh, store.as_ref(), cancel.clone()).await,
+                    refresh::plan::plan(&config, refresh, store.as_ref(), cancel.clone(), &typed).await,
                 ));
             }
             Ok(())
@@ -258,19 +326,55 @@ fn config_show(global: &Global) -> Outcome<u8> {
     Ok(failure::DONE)
 }
 
-fn history(global: &Global, refresh: Option<&str>, limit: u32) -> Outcome<u8> {
+fn config_hosts(global: &Global) -> Outcome<u8> {
     let config = load(global)?;
-    let rows = match views::existing_store(&config) {
-        Some(store) => store.history(refresh, limit)?,
-        None => Vec::new(),
-    };
+    config.hosts().for_each(|host| out(&views::host_line(host)));
+    Ok(failure::DONE)
+}
+
+/// The configuration, for commands about what was done: that of a one-off run may have none, and its history in the account's
+/// own home.
+fn load_kept(global: &Global) -> Outcome<Config> {
+    load_from(global, global.config.as_os_str() == args::DEFAULT_CONFIG)
+}
+
+/// Every history that there is. One that cannot be read is named.
+fn kept_stores(global: &Global) -> Outcome<Vec<Store>> {
+    let config = load_kept(global)?;
+    let mut own = config.clone();
+    one_off::own_places(&mut own);
+    let mut folders = vec![config.daemon.state_dir];
+    if !folders.contains(&own.daemon.state_dir) {
+        folders.push(own.daemon.state_dir);
+    }
+    let mut stores = Vec::new();
+    for folder in folders.iter().filter(|folder| folder.join("history.db").exists()) {
+        match Store::open(folder) {
+            Ok(store) => stores.push(store),
+            Err(problem) => {
+                terminal::say(&format!("warning: {problem}; run this as the account that owns it, or with sudo"));
+            }
+        }
+    }
+    Ok(stores)
+}
+
+fn history(global: &Global, refresh: Option<&str>, limit: u32) -> Outcome<u8> {
+    let mut rows = Vec::new();
+    for store in kept_stores(global)? {
+        rows.extend(store.history(refresh, limit)?);
+    }
+    rows.sort_by(|a, b| b.run.cmp(&a.run));
+    rows.truncate(limit as usize);
     out(&if global.json { views::json(&rows)? } else { views::history(&rows) });
     Ok(failure::DONE)
 }
 
 fn show(global: &Global, run: &str) -> Outcome<u8> {
-    let config = load(global)?;
-    let found = views::existing_store(&config).and_then(|store| store.show(run).transpose()).transpose()?;
+    let mut found = None;
+    for store in kept_stores(global)? {
+        found = found.or(store.show(run)?);
+    }
     let (row, events) = found.ok_or_else(|| {
         Problem::new(Kind::Usage, format!("no run {run:?} in the history"))
             .hint("`mysql-refreshd history` lists the runs.")
@@ -290,16 +394,19 @@ fn roll_back(global: &Global, destination: &str, no_wait: bool) -> Outcome<u8> {
     })?;
     start_logging(&config);
     let store = Store::open(&config.daemon.state_dir)?;
+    let typed = typed(global, None)?;
     with_runtime(async |cancel| {
-        let summary = rollback::run(&config, &id, &store, sinks(global), cancel, no_wait).await?;
+        let summary = rollback::run(&config, &id, &store, sinks(global), cancel, no_wait, &typed).await?;
         finish(global, &summary);
         Ok(failure::of_summary(&summary))
     })
 }
 
 fn forget(global: &Global, run: &str) -> Outcome<u8> {
-    let config = load(global)?;
-    let forgotten = views::existing_store(&config).map(|store| store.forget(run)).transpose()?.unwrap_or(false);
+    let mut forgotten = false;
+    for store in kept_stores(global)? {
+        forgotten |= store.forget(run)?;
+    }
     if !forgotten {
         return Err(Problem::new(Kind::Usage, format!("nothing of run {run:?} waits for recovery"))
             .hint("`mysql-refreshd history` lists the runs."));
@@ -308,12 +415,18 @@ fn forget(global: &Global, run: &str) -> Outcome<u8> {
     Ok(failure::DONE)
 }
 
-fn recover_all(global: &Global) -> Outcome<u8> {
-    let config = load(global)?;
+fn recover_all(global: &Global, password_file: Option<PathBuf>) -> Outcome<u8> {
+    let password = match password_file {
+        Some(file) => Some(secret_in(&file)?),
+        None => None,
+    };
+    let mut config = load_kept(global)?;
+    one_off::own_places(&mut config);
     start_logging(&config);
     let store = Store::open(&config.daemon.state_dir)?;
+    let typed = typed(global, password)?;
     with_runtime(async |_| {
-        let recovered = recover::all(&config.daemon, &store, sinks(global)).await?;
+        let recovered = recover::all(&config.daemon, &store, sinks(global), &typed).await?;
         if global.json {
             out(&views::json(&recovered)?);
         } else if !global.quiet {

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use secrecy::SecretString;
 
+use crate::problem::{Kind, Outcome, Problem};
 use crate::report::{Event, Sink, Stamped, human_bytes};
 
 /// How much to say.
@@ -18,6 +20,17 @@ pub enum Volume {
     Normal,
     /// Notes, too.
     Verbose,
+}
+
+/// Asks for a secret, which is not shown. Without a terminal there is nobody to ask.
+pub fn secret(question: &str) -> Outcome<SecretString> {
+    match rpassword::prompt_password(question) {
+        Ok(text) if text.is_empty() => Err(Problem::new(Kind::Usage, "no password was typed")),
+        Ok(text) => Ok(SecretString::from(text)),
+        Err(error) => Err(Problem::new(Kind::Usage, "there is no terminal to ask for a password")
+            .because(error)
+            .hint("Name a file or command with `sudo_password` of the host instead.")),
+    }
 }
 
 /// Events as JSON lines on stdout.
@@ -140,7 +153,12 @@ fn bytes() -> ProgressStyle {
 
 /// A line on stderr; a closed stderr is no reason to fail.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", plain(text));
+}
+
+/// Without control characters: some texts come from hosts, and a terminal obeys what it is shown.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '·' } else { c }).collect()
 }
 
 /// A finished run in a few lines.
@@ -160,9 +178,16 @@ pub fn summary(s: &crate::report::Summary) -> String {
         ));
     }
     for d in &s.destinations {
-        let state = if d.refreshed { "refreshed" } else { "not refreshed, serves what it served before" };
+        let unknown = s.not_put_back.iter().any(|problem| problem.to_string().contains(&d.host));
+        let state = match (d.refreshed, s.refresh.starts_with("rollback of ")) {
+            (true, true) => "rolled back",
+            (true, false) => "refreshed",
+            (false, _) if unknown => "not refreshed; not everything could be put back, look at what it serves",
+            (false, _) => "not refreshed, serves what it served before",
+        };
         lines.push(format!("  {:<13} {state}", d.host));
-        lines.extend(d.notes.iter().map(|note| format!("                {note}")));
+        // what was done to a copy that is gone again is of no interest
+        lines.extend(d.notes.iter().filter(|_| d.refreshed).map(|note| format!("                {note}")));
         if let Some(problem) = &d.problem {
             lines.push(format!("                {problem}"));
         }

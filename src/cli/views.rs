@@ -4,13 +4,18 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::config::{Config, ConfigError, Effective};
+use crate::authority::{Consent, Policy, RoleWord};
+use crate::config::{Config, ConfigError, Effective, Host, HostId};
 use crate::failure;
+use crate::instance::Service;
 use crate::problem::{Explain, Outcome};
+use crate::refresh::doctor::Finding;
 use crate::refresh::plan::Plan;
 use crate::refresh::recover::Recovered;
 use crate::report::{Event, Stamped, human_bytes};
+use crate::route::{AgentProgram, Way};
 use crate::store::{RunRow, Store};
+use crate::wire::message::Role;
 
 /// Any value as JSON.
 pub fn json<T: Serialize>(value: &T) -> Outcome<String> {
@@ -28,6 +33,146 @@ pub fn config_error(error: &ConfigError) -> String {
     let hint = error.hint.as_ref().map_or_else(String::new, |h| format!(" ({h})"));
     let key = if error.key.is_empty() { String::new() } else { format!("{}: ", error.key) };
     format!("{}: {key}{}{hint}", error.origin, error.problem)
+}
+
+/// One host on one line; fields parted by tabs, `-` for what is not set.
+pub fn host_line(host: &Host) -> String {
+    let or = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let path = |path: &std::path::Path| path.to_string_lossy().into_owned();
+    let address = host.route.address();
+    let transport = match &host.route.way {
+        Way::Local => "local",
+        Way::Ssh(_) => "ssh",
+        Way::OpenSsh(_) => "openssh",
+    };
+    let (agent, agent_path) = match &host.route.agent {
+        AgentProgram::Own(_) => ("own", None),
+        AgentProgram::Installed(at) => ("installed", Some(path(at))),
+        AgentProgram::Uploaded => ("uploaded", None),
+    };
+    [
+        host.id.to_string(),
+        transport.to_owned(),
+        or(address.and_then(|a| a.user.clone())),
+        or(address.map(|a| a.host.clone())),
+        or(address.and_then(|a| a.port).map(|port| port.to_string())),
+        or(address.and_then(|a| a.identity.as_deref()).map(path)),
+        or(address.and_then(|a| a.known_hosts.as_deref()).map(path)),
+        agent.to_owned(),
+        or(agent_path),
+    ]
+    .join("\t")
+}
+
+/// What a doctor found on a host.
+pub fn findings(host: &HostId, role: Role, findings: &[Finding]) -> String {
+    let mut text = format!("{host} as a {role}");
+    for finding in findings {
+        match &finding.lacks {
+            None => {
+                let _ = write!(text, "\n  ok     {}", finding.what);
+            }
+            Some(problem) => {
+                let _ = write!(text, "\n  LACKS  {}\n         {problem}", finding.what);
+                for line in problem.causes.iter().filter(|cause| cause.contains('\n')).flat_map(|cause| cause.lines()) {
+                    let _ = write!(text, "\n         | {line}");
+                }
+                for hint in &problem.hints {
+                    let _ = write!(text, "\n         mend it: {hint}");
+                }
+            }
+        }
+    }
+    text
+}
+
+/// How a server is started and stopped.
+pub fn service(service: &Service) -> String {
+    match service {
+        Service::Systemd { unit } => format!("  service  {unit}"),
+        Service::Commands { start, stop } => format!("  service  start: {}; stop: {}", start.join(" "), stop.join(" ")),
+        Service::Process { server, defaults_file } => {
+            format!("  service  {} --defaults-file={}", server.display(), defaults_file.display())
+        }
+    }
+}
+
+/// A host's policy.
+pub fn policy(policy: &Policy) -> String {
+    let mut text = format!("{}:", policy.path.display());
+    for (name, entry) in &policy.instances {
+        let roles: Vec<&str> = entry
+            .roles
+            .iter()
+            .map(|role| match role {
+                RoleWord::Source => "source",
+                RoleWord::Destination => "destination",
+            })
+            .collect();
+        let _ = write!(text, "\n{name}\n  datadir  {}", entry.datadir.display());
+        match entry.instance() {
+            Ok(Some(instance)) => {
+                let _ = write!(text, "\n  socket   {}\n{}", instance.socket.display(), service(&instance.service));
+                if let Some(dropin) = &instance.dropin {
+                    let _ = write!(text, "\n  drop-in  {}", dropin.display());
+                }
+            }
+            _ => text.push_str("\n  only a consent: no socket, no service"),
+        }
+        let _ = write!(text, "\n  roles    {}", if roles.is_empty() { "none".to_owned() } else { roles.join(", ") });
+        if entry.protected {
+            text.push_str("\n  protected: never a destination");
+        }
+    }
+    text
+}
+
+/// One instance's consent.
+#[derive(Debug, Serialize)]
+pub struct ConsentRow {
+    /// The instance.
+    pub instance: String,
+    /// Its datadir.
+    pub datadir: std::path::PathBuf,
+    /// What stands in the policy.
+    pub consent: Option<Consent>,
+    /// Why it does not count; None: it does.
+    pub problem: Option<String>,
+}
+
+/// Consents.
+pub fn consents(rows: &[ConsentRow]) -> String {
+    if rows.is_empty() {
+        return "the policy has no such instance, and no consent".to_owned();
+    }
+    let line = |row: &ConsentRow| {
+        let verdict = match &row.problem {
+            None => "counts".to_owned(),
+            Some(why) => format!("does not count: {why}"),
+        };
+        let what = match &row.consent {
+            None => return format!("{} ({}): no consent", row.instance, row.datadir.display()),
+            Some(consent) => format!(
+                "from {}; {}; given {}",
+                consent.from.join(", "),
+                consent.expires.map_or_else(|| "without end".to_owned(), |end| format!("until {end}")),
+                consent.granted
+            ),
+        };
+        format!("{} ({}): {what}: {verdict}", row.instance, row.datadir.display())
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A consent that was just given.
+pub fn granted(consent: &Consent) -> String {
+    let end = consent.expires.map(|end| format!(", until {}", end.to_rfc3339_opts(chrono::SecondsFormat::Secs, true)));
+    format!(
+        "{} may be overwritten with data from {}{}",
+        consent.datadir.display(),
+        consent.from.join(", "),
+        end.unwrap_or_default()
+    )
 }
 
 /// A plan.
@@ -132,6 +277,7 @@ pub fn history(rows: &[RunRow]) -> String {
                     format!("{done} of {}", s.destinations.len()),
                 )
             }
+            None if row.interrupted => ("interrupted", "-".into(), "-".into(), "-".into(), "recover it".into()),
             None => ("under way", "-".into(), "-".into(), "-".into(), "-".into()),
         };
         lines.push(format!(
@@ -146,7 +292,10 @@ pub fn history(rows: &[RunRow]) -> String {
 pub fn show(row: &RunRow, events: &[Stamped]) -> String {
     let mut text = match &row.summary {
         Some(summary) => super::terminal::summary(summary),
-        None => format!("{}: under way or interrupted", row.refresh),
+        None if row.interrupted => {
+            format!("{}: interrupted; `mysql-refreshd recover` puts back what it left", row.refresh)
+        }
+        None => format!("{}: under way", row.refresh),
     };
     let _ = write!(text, "\n  run           {}\n  started       {}", row.run, row.started);
     if let Some(finished) = &row.finished {

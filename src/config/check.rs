@@ -7,7 +7,8 @@ use std::path::Path;
 
 use super::model::{Config, Host, HostId, Refresh};
 use super::reader::Reader;
-use crate::instance::Service;
+use crate::instance::{Service, Target};
+use crate::route::Way;
 
 /// Reports everything that does not fit together.
 pub(super) fn config(reader: &mut Reader<'_>, config: &Config) {
@@ -29,12 +30,27 @@ fn key(id: &HostId, entry: &str) -> String {
     format!("environments.{}.hosts.{}.{entry}", id.environment(), id.name())
 }
 
+/// As far as addresses tell; aliases are found by asking the hosts.
+fn same_machine(host: &Host, other: &Host) -> bool {
+    match (host.route.address(), other.route.address()) {
+        (None, None) => true,
+        (Some(mine), Some(theirs)) => mine.host.eq_ignore_ascii_case(&theirs.host) && mine.port == theirs.port,
+        _ => false,
+    }
+}
+
 /// Two hosts have nothing in common that belongs to one server.
 fn distinct(reader: &mut Reader<'_>, host: &Host, other: &Host) {
-    if host.transport != other.transport {
+    if !same_machine(host, other) {
         return;
     }
-    let (mine, theirs) = (&host.instance, &other.instance);
+    if let (Target::Named(mine), Target::Named(theirs)) = (&host.target, &other.target)
+        && mine == theirs
+    {
+        let hint = "Describe each server once.".to_owned();
+        reader.fail(&key(&host.id, "instance"), format!("this is the instance of {} too", other.id), Some(hint));
+    }
+    let (Some(mine), Some(theirs)) = (host.target.described(), other.target.described()) else { return };
     let mut clashes = Vec::new();
     if mine.datadir == theirs.datadir {
         clashes.push(("datadir", format!("this is the datadir of {} too", other.id)));
@@ -68,21 +84,23 @@ fn distinct(reader: &mut Reader<'_>, host: &Host, other: &Host) {
 
 /// Nothing that must outlive a swap lies inside a datadir, and the log's folder holds nothing but the log.
 fn places(reader: &mut Reader<'_>, config: &Config, host: &Host) {
+    let Some(instance) = host.target.described().filter(|_| host.route.way == Way::Local) else { return };
     let mut inside = |key: &str, path: &Path| {
-        if path.starts_with(&host.instance.datadir) {
+        if path.starts_with(&instance.datadir) {
             let hint = "A refresh replaces the datadir as a whole; choose a place outside it.".to_owned();
             reader.fail(key, format!("this lies inside the datadir of {}", host.id), Some(hint));
         }
     };
     inside("daemon.state_dir", &config.daemon.state_dir);
     inside("daemon.log_dir", &config.daemon.log_dir);
-    for other in config.hosts().filter(|other| other.transport == host.transport) {
-        inside(&key(&other.id, "state_dir"), &other.instance.state_dir);
-        if let Some(dropin) = &other.instance.dropin {
+    for other in config.hosts().filter(|other| other.route.way == Way::Local) {
+        let Some(theirs) = other.target.described() else { continue };
+        inside(&key(&other.id, "state_dir"), &theirs.state_dir);
+        if let Some(dropin) = &theirs.dropin {
             inside(&key(&other.id, "dropin"), dropin);
         }
     }
-    if host.instance.state_dir == config.daemon.log_dir {
+    if instance.state_dir == config.daemon.log_dir {
         let hint = "Choose another folder: old files of the log's folder are deleted.".to_owned();
         reader.fail(&key(&host.id, "state_dir"), "this is the log's folder", Some(hint));
     }
@@ -107,7 +125,7 @@ fn destinations(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
         let Some(host) = config.host(id) else {
             continue;
         };
-        if host.instance.dropin.is_none() && !host.settings.is_empty() {
+        if host.target.described().is_some_and(|instance| instance.dropin.is_none()) && !host.settings.is_empty() {
             let hint = format!("Set {} to an option file that the server reads last.", key(id, "dropin"));
             reader.fail_absent(&list, format!("{id} has settings, but no dropin to push them with"), Some(hint));
         }

@@ -201,6 +201,76 @@ pub(super) const SOCKET: Form<PathBuf> = Form {
     show: PATH.show,
 };
 
+/// A word that is put into a command line of ours: no spaces, no quotes, and not the look of an option.
+pub(super) const WORD: Form<String> = Form {
+    read: |found| {
+        let text = line(found)?;
+        let odd = |c: char| c.is_whitespace() || "'\"\\`$;&|<>(){}*?!#%,".contains(c);
+        if text.starts_with('-') || text.len() > 255 || text.contains(odd) {
+            return wrong(format!(
+                "{} cannot stand here: letters, digits, `.`, `_`, `-`, `:` and `@` can",
+                cited(&text)
+            ));
+        }
+        Ok(text)
+    },
+    show: TEXT.show,
+};
+
+/// A TCP port.
+pub(super) const PORT: Form<u16> = Form {
+    read: |found| {
+        let number = match found.value {
+            Value::String(_, text) if found.loose => text.trim().parse::<u128>().ok(),
+            value => value.to_u128().or_else(|| value.to_i128()?.try_into().ok()),
+        };
+        match number {
+            Some(port @ 1..=65_535) => Ok(port as u16),
+            _ => wrong("a port from 1 to 65535 is expected"),
+        }
+    },
+    show: u16::to_string,
+};
+
+/// A number of sessions; None: as many as the link asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sessions(pub Option<u8>);
+
+/// `auto`, or a number from 1 to 8.
+pub(super) const SESSIONS: Form<Sessions> = Form {
+    read: |found| {
+        let text = scalar(found)?;
+        match text.trim() {
+            "auto" => Ok(Sessions(None)),
+            number => match number.parse() {
+                Ok(number @ 1..=8) => Ok(Sessions(Some(number))),
+                _ => wrong(format!("{} is not \"auto\" or a number from 1 to 8", cited(&text))),
+            },
+        }
+    },
+    show: |sessions| sessions.0.map_or_else(|| quoted("auto"), |number| number.to_string()),
+};
+
+/// A host key: `TYPE BASE64` as in a .pub file, its comment left out, or a fingerprint.
+pub(super) const HOST_KEY: Form<String> = Form {
+    read: |found| {
+        let text = line(found)?;
+        let base64 =
+            |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let plain = |word: &str| word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.@".contains(&b));
+        match words[..] {
+            [fingerprint] if fingerprint.strip_prefix("SHA256:").is_some_and(base64) => Ok(text),
+            [kind, key] | [kind, key, _] if plain(kind) && base64(key) && key.len() > 40 => Ok(format!("{kind} {key}")),
+            _ => wrong_hint(
+                "this is no host key",
+                "Write what stands in the host's /etc/ssh/ssh_host_ed25519_key.pub, or its fingerprint, SHA256:….",
+            ),
+        }
+    },
+    show: TEXT.show,
+};
+
 /// A list of texts. From the environment or a flag a single one may stand without brackets.
 pub(super) const WORDS: Form<Vec<String>> = Form {
     read: |found| match found.value {

@@ -26,6 +26,8 @@ const DEEPEST_KEY: usize = 16;
 pub struct Sources {
     /// The main file; `conf.d/*.toml` beside it are read after it, in byte order.
     pub file: PathBuf,
+    /// The main file may be missing: everything else is said on the command line.
+    pub optional: bool,
     /// The values of `--set`, `a.b.c=value` each, in the order given.
     pub set: Vec<String>,
     /// Environment variables by name; those that are not ours are passed over.
@@ -54,7 +56,7 @@ impl Layers {
     /// Reads every layer there is. What cannot be read is an error, and the rest is read all the same.
     pub fn read(sources: &Sources) -> Self {
         let mut layers = Self { figment: Figment::new(), errors: Vec::new() };
-        let needed = !is_missing(&sources.file) || !defines_hosts(sources);
+        let needed = !is_missing(&sources.file) || !(sources.optional || defines_hosts(sources));
         let main = needed.then(|| sources.file.clone());
         for file in main.into_iter().chain(layers.drop_ins(&sources.file)) {
             match read_file(&file) {

@@ -9,9 +9,11 @@
 mod check;
 mod error;
 mod form;
+mod hosts;
 mod layers;
 mod load;
 mod model;
+mod one_off;
 mod policy;
 mod reader;
 mod refreshes;
@@ -24,9 +26,10 @@ pub use error::{ConfigError, ConfigErrors};
 pub use layers::Sources;
 pub use load::load;
 pub use model::{Config, Daemon, Effective, Environment, Host, HostId, InvalidName, Refresh, is_name};
+pub use one_off::OneOff;
 pub use policy::{
-    Accounts, Choice, Compression, Events, KeepPrevious, Layout, LogFormat, LongTransactions, Method, OnBusy,
-    OnDestinationFailure, Policy, Proof, Reserve, TransportKind, XaPrepared,
+    Accounts, AgentKind, Choice, Compression, Events, KeepPrevious, Layout, LogFormat, LongTransactions, Method,
+    OnBusy, OnDestinationFailure, Policy, Proof, Reserve, TransportKind, XaPrepared,
 };
 pub use schedule::{Schedule, ScheduleError};
 pub use secret::{SecretError, SecretRef};

@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::policy::{LogFormat, Method, Policy, TransportKind};
+use super::hosts::SshKeys;
+use super::policy::{LogFormat, Method, Policy};
 use super::schedule::Schedule;
 use super::secret::SecretRef;
-use crate::instance::Instance;
+use crate::instance::Target;
+use crate::route::Route;
 
 /// The whole configuration.
 #[derive(Debug, Clone)]
@@ -28,6 +30,7 @@ pub struct Config {
     /// Every effective value and where it came from, in the order of the keys.
     pub effective: Vec<Effective>,
     pub(super) hosts: BTreeMap<HostId, Host>,
+    pub(super) ssh: SshKeys,
 }
 
 impl Config {
@@ -96,6 +99,11 @@ impl HostId {
         self.0.split_once('/').map_or("", |(environment, _)| environment)
     }
 
+    /// Whose data it has, as consents name it: its environment.
+    pub fn origin(&self) -> &str {
+        self.environment()
+    }
+
     /// The host's own name within the environment.
     pub fn name(&self) -> &str {
         self.0.split_once('/').map_or("", |(_, name)| name)
@@ -151,11 +159,15 @@ pub struct Host {
     /// Its name.
     pub id: HostId,
     /// How it is reached.
-    pub transport: TransportKind,
+    pub route: Route,
     /// Its server.
-    pub instance: Instance,
+    pub target: Target,
     /// Where the SQL account's password is, if it has one.
     pub password: Option<SecretRef>,
+    /// Where the passphrase of the private key is, if it has one.
+    pub passphrase: Option<SecretRef>,
+    /// Where the password for sudo is, if sudo asks.
+    pub sudo_password: Option<SecretRef>,
     /// Server variables it must have as a destination: the environment's, overridden by its own. Names are written with
     /// underscores.
     pub settings: BTreeMap<String, String>,

@@ -62,7 +62,23 @@ choice! {
     TransportKind {
         /// A child process on this machine.
         Local = "local",
-    } later ["ssh", "openssh"]
+        /// By our own SSH client.
+        Ssh = "ssh",
+        /// By the system's `ssh`, with its own configuration.
+        OpenSsh = "openssh",
+    }
+}
+
+choice! {
+    /// Which program is the agent on a host.
+    AgentKind {
+        /// What its owner has installed there; the host's own policy decides what it may do.
+        Installed = "installed",
+        /// This very program, put there for the occasion.
+        Uploaded = "uploaded",
+        /// This very program, on this machine.
+        Own = "own",
+    }
 }
 
 choice! {

@@ -46,6 +46,11 @@ impl<'v> Section<'v> {
         self.broken
     }
 
+    /// A key that has been complained about: nothing more is said of it.
+    pub fn skip(&mut self, key: &'static str) {
+        self.known.push(key);
+    }
+
     /// Every entry as it stands, of a table whose keys are names.
     pub fn entries(&self) -> impl Iterator<Item = (&'v str, &'v Value)> + use<'v> {
         self.values.into_iter().flatten().map(|(key, value)| (key.as_str(), value))

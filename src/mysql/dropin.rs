@@ -39,6 +39,52 @@ pub fn render(flavour: Flavour, header: &Header<'_>, settings: &BTreeMap<String,
     file
 }
 
+/// Why a setting must not come from elsewhere, though it is a variable of the server: it would name a program, a file or a
+/// folder, or let people in. Source: the server option references of MariaDB and MySQL.
+pub fn denied(option: &str) -> Option<&'static str> {
+    const EXACT: [&str; 14] = [
+        "basedir",
+        "datadir",
+        "socket",
+        "user",
+        "chroot",
+        "init_file",
+        "init_connect",
+        "init_slave",
+        "init_replica",
+        "secure_file_priv",
+        "skip_grant_tables",
+        "version",
+        "proxy_protocol_networks",
+        "mysqlx_socket",
+    ];
+    const PARTS: [&str; 12] = [
+        "_dir",
+        "_file",
+        "plugin",
+        "log_error",
+        "log_bin",
+        "relay_log",
+        "wsrep",
+        "ssl_",
+        "tmpdir",
+        "_path",
+        "keyring",
+        "auth",
+    ];
+    let name = variable_name(option);
+    // sizes and switches of logs are harmless; their places are not
+    let size = ["_size", "_format", "_purge", "_compress", "_recovery", "_per_table", "_limit"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    let module = ["server_audit", "feedback_", "connect_work", "hashicorp_", "debug"]
+        .iter()
+        .any(|start| name.starts_with(start));
+    let named = module || EXACT.contains(&name.as_str()) || name.ends_with("_cmd") || name.ends_with("_lib");
+    (named || (!size && PARTS.iter().any(|part| name.contains(part))))
+        .then_some("it names a program, a file or a folder, or decides who is let in; set it on the host itself")
+}
+
 /// Whether an option file can set it: a letter, then letters, digits, `_`, `-` and `.`.
 fn is_option_name(option: &str) -> bool {
     let name = variable_name(option);
@@ -76,6 +122,22 @@ mod tests {
     use proptest::prelude::*;
 
     const HEADER: Header<'static> = Header { run: "01J9", refresh: "nightly", source: "prod/db1" };
+
+    #[test]
+    fn what_gives_power_is_denied() {
+        for name in
+            ["plugin_load", "init_file", "log_bin", "general_log_file", "wsrep_notify_cmd", "ssl_cert", "datadir"]
+        {
+            assert!(denied(name).is_some(), "{name}");
+        }
+        for name in ["max_connections", "bind_address", "innodb_buffer_pool_size", "innodb_log_file_size", "server_id"]
+        {
+            assert!(denied(name).is_none(), "{name}");
+        }
+        for name in ["binlog_format", "innodb_file_per_table", "read_only", "port", "sql_mode", "max_relay_log_size"] {
+            assert!(denied(name).is_none(), "{name}");
+        }
+    }
 
     #[test]
     fn the_whole_file() {

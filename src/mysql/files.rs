@@ -174,6 +174,23 @@ pub fn classify(flavour: Flavour, names: &Names, path: &Path, kind: EntryKind) -
     }
 }
 
+/// Why an entry of an image must not be taken in, whoever sends it. What a source leaves behind is its own affair; these would
+/// give a sender more than data: option files, links to other servers' files, programs, what each host keeps of its own.
+pub fn foreign(flavour: Flavour, path: &Path) -> Option<&'static str> {
+    let text = path.to_str()?.to_lowercase();
+    if text.split('/').any(|part| part.starts_with('.')) {
+        return Some("no server keeps data in hidden files");
+    }
+    // InnoDB opens and writes the file that an .isl names, wherever it is (verified on MariaDB 10.11.19)
+    if [".isl", ".cnf", ".ini", ".so"].iter().any(|end| text.ends_with(end)) {
+        return Some("it would lead the server to other files");
+    }
+    match classify(flavour, &Names::default(), path, EntryKind::File) {
+        Class::Keep => Some("each host keeps its own"),
+        _ => None,
+    }
+}
+
 /// The class of a top-level entry. A link is judged by its name, as a file.
 fn top(flavour: Flavour, names: &Names, name: &str, kind: EntryKind) -> Class {
     if kind == EntryKind::Dir {
@@ -334,6 +351,33 @@ fn mysql_file(name: &str) -> Option<Class> {
 
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod foreign_tests {
+    use super::*;
+
+    #[test]
+    fn an_image_brings_data_and_nothing_else() {
+        let why = |path: &str| foreign(Flavour::MariaDb, Path::new(path));
+        for no in
+            [".my.cnf", "shop/x.isl", "shop/.x", ".ssh/authorized_keys", "my.cnf", "evil.so", "SHOP/X.ISL", "auto.cnf"]
+        {
+            assert!(why(no).is_some() || no == "auto.cnf", "{no}");
+        }
+        for yes in [
+            "ibdata1",
+            "shop/orders.ibd",
+            "shop/db.opt",
+            "mysql/global_priv.MAD",
+            "ib_logfile0",
+            "undo001",
+            "a@002eb/t.frm",
+        ] {
+            assert_eq!(why(yes), None, "{yes}");
+        }
+        assert!(foreign(Flavour::MySql, Path::new("auto.cnf")).is_some());
+    }
 }
 
 #[cfg(test)]

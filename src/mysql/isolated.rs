@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::identifier::quote_identifier;
-use super::variables::{data_files, layout_variables};
+use super::variables::{data_files, layout_variables, sound_layout};
 use super::version::Flavour;
 
 /// What an isolated start needs to know. All paths are absolute and lie inside the run's own folders.
@@ -114,11 +114,17 @@ pub fn arguments(isolated: &Isolated<'_>) -> Vec<OsString> {
 
 /// An absolute data file would be the live server's own: it is never passed on (and refused long before).
 fn layout_argument(name: &str, value: &str) -> Option<OsString> {
-    let absolute = || data_files(value).is_none_or(|files| files.iter().any(|file| file.name.starts_with('/')));
-    if value.is_empty() || (name == "innodb_data_file_path" && absolute()) {
+    // its own program files are where they are; what describes data stays inside the datadir
+    let outside = || !PLACES.contains(&name) && (!sound_layout(value) || data_files_outside(name, value));
+    if value.is_empty() || outside() {
         return None;
     }
     Some(format!("--{}={value}", name.replace('_', "-")).into())
+}
+
+fn data_files_outside(name: &str, value: &str) -> bool {
+    name == "innodb_data_file_path"
+        && data_files(value).is_none_or(|files| files.iter().any(|file| file.name.contains('/')))
 }
 
 /// The statements that make one temporary administrator, without `;`: for the init file, one a line. `password_literal` is a

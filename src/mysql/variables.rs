@@ -60,6 +60,18 @@ pub fn layout_variables(flavour: Flavour) -> &'static [&'static str] {
     }
 }
 
+/// Whether a layout variable's value stays inside the datadir: plain words, and files whose names have no folder. A data file
+/// named `../x` is created outside (verified on MariaDB 10.11.19).
+pub fn sound_layout(value: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.:;,-".contains(c);
+    value.chars().all(plain) && !value.contains("..")
+}
+
+/// Whether a variable's value is a secret, not to be shown.
+pub fn secret_setting(name: &str) -> bool {
+    name == "wsrep_sst_auth" || ["password", "passphrase", "secret", "token"].iter().any(|end| name.ends_with(end))
+}
+
 /// The layout variables in which two servers differ. One that either does not have is no difference.
 pub fn layout_differences(
     flavour: Flavour,
@@ -201,6 +213,14 @@ pub fn cluster_reasons(_flavour: Flavour, vars: &BTreeMap<String, String>) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layout_stays_in_the_datadir() {
+        assert!(sound_layout("ibdata1:12M;ibdata2:1M:autoextend") && sound_layout("16384") && sound_layout("ON"));
+        for no in ["ibdata1:12M;../victim/x:1M", "/abs:1M", "a/b:1M", "a\n[mysqld]", "a b"] {
+            assert!(!sound_layout(no), "{no}");
+        }
+    }
     use proptest::prelude::*;
 
     fn vars(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

@@ -40,6 +40,8 @@ pub struct Hosts {
     pub holder: Holder,
     /// Why the guard had fired, once it was disarmed.
     pub guard_fired: Option<String>,
+    /// Since when the source has been up, where somebody else than the run brought it back.
+    pub back_since: Option<std::time::Instant>,
 }
 
 /// One destination and how far it is.
@@ -77,6 +79,15 @@ impl Hosts {
             destinations: descriptions.destinations.iter().map(destination).collect(),
             holder,
             guard_fired: None,
+            back_since: None,
+        }
+    }
+
+    /// The descriptions as they are now: preflight has found what nobody had described.
+    pub fn descriptions(&self) -> Descriptions {
+        Descriptions {
+            source: self.source.as_ref().map(|source| source.0.host().clone()),
+            destinations: self.destinations.iter().map(|d| d.host.0.host().clone()).collect(),
         }
     }
 

@@ -7,7 +7,6 @@ use super::hosts::Destination;
 use super::undo::Undo;
 use crate::config::{Accounts, Events, KeepPrevious, Layout, Policy, Refresh, XaPrepared};
 use crate::mysql::Flavour;
-use crate::mysql::dropin::{Header, render};
 use crate::mysql::variables::layout_variables;
 use crate::problem::{Outcome, Problem};
 use crate::report::Reporter;
@@ -90,10 +89,8 @@ fn settings(destination: &Destination, shared: &Shared<'_>) -> BTreeMap<String, 
 /// The swap. Its undo is in the journal before.
 pub async fn swap(destination: &mut Destination, shared: &Shared<'_>, run: &Run<Undo>) -> Outcome<()> {
     let settings = settings(destination, shared);
-    let header = Header { run: &run.id, refresh: &shared.refresh.name, source: &shared.origin.source };
-    let dropin = (!settings.is_empty()).then(|| render(shared.flavour, &header, &settings));
     destination.armed.push(run.arm(Undo::UndoSwap { host: destination.host.0.host().id.clone() })?);
-    destination.host.swap(SwapOptions { dropin, origin: shared.origin.clone() }).await
+    destination.host.swap(SwapOptions { settings, origin: shared.origin.clone() }).await
 }
 
 /// What the served generation must show.

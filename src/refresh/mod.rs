@@ -3,6 +3,7 @@
 //!
 //! Knows the order of the steps and both sides. Knows no exit codes, no terminal, no SQL.
 
+pub mod doctor;
 pub mod hosts;
 pub mod plan;
 pub mod recover;
@@ -20,12 +21,11 @@ use std::time::{Duration, Instant};
 use hosts::{Descriptions, Hosts};
 use undo::Undo;
 
-use crate::config::{
-    Compression, Config, LongTransactions, OnBusy, OnDestinationFailure, Proof, Refresh, TransportKind,
-};
-use crate::host::Context;
+use crate::config::{Compression, Config, LongTransactions, OnBusy, OnDestinationFailure, Proof, Refresh};
+use crate::host::{Context, Typed};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::report::{Ending, Event, Reporter, Sink, Step, Summary};
+use crate::route::Way;
 use crate::run::{Cancel, Run, new_id};
 use crate::store::Store;
 use crate::wire::message::{DrainOptions, Extra, Holder, Origin, StreamOptions};
@@ -48,6 +48,8 @@ pub struct Job<'a> {
     pub cancel: Cancel,
     /// Do not wait for locks.
     pub no_wait: bool,
+    /// Secrets that a person gave.
+    pub typed: Typed,
 }
 
 /// Figures that the pipeline leaves for the summary.
@@ -85,8 +87,7 @@ fn context(
     config: &Config,
     refresh: Option<&Refresh>,
     run: Option<&str>,
-    report: &Reporter,
-    cancel: &Cancel,
+    (report, cancel, typed): (&Reporter, &Cancel, &Typed),
 ) -> Context {
     let extra = refresh.map_or_else(Extra::default, extra);
     Context {
@@ -95,6 +96,8 @@ fn context(
         cancel: cancel.clone(),
         silence: config.daemon.host_timeout,
         extra,
+        from: refresh.map(|refresh| refresh.source.origin().to_owned()),
+        typed: typed.clone(),
     }
 }
 
@@ -102,7 +105,7 @@ fn context(
 pub async fn run(job: Job<'_>) -> Outcome<Summary> {
     let refresh = job.refresh;
     let descriptions = descriptions(job.config, refresh)?;
-    recover::abandoned(&job.config.daemon, &job.store, job.sinks.clone(), &descriptions.names()).await?;
+    recover::abandoned(&job.config.daemon, &job.store, job.sinks.clone(), &descriptions.names(), &job.typed).await?;
     let (id, begun) = (new_id(), Instant::now());
     let mut sinks = job.sinks;
     let store = job.store.clone();
@@ -116,7 +119,7 @@ pub async fn run(job: Job<'_>) -> Outcome<Summary> {
         source: refresh.source.to_string(),
         destinations: refresh.destinations.iter().map(ToString::to_string).collect(),
     });
-    let context = context(job.config, Some(refresh), Some(&id), &report, &job.cancel);
+    let context = context(job.config, Some(refresh), Some(&id), (&report, &job.cancel, &job.typed));
     let mut hosts = Hosts::new(&descriptions, &context, run.holder().clone());
     let mut figures = Figures::default();
     let patience =
@@ -126,7 +129,8 @@ pub async fn run(job: Job<'_>) -> Outcome<Summary> {
     let left = put_back(&run, &mut hosts, result.is_err()).await;
     // a source that the pipeline could not bring back was down until it was put back
     if figures.outage.is_none() {
-        figures.outage = stopped_at.get().map(|at: Instant| at.elapsed());
+        let back = hosts.back_since.unwrap_or_else(Instant::now);
+        figures.outage = stopped_at.get().map(|at: Instant| back.saturating_duration_since(at));
     }
     let summary = summarise(refresh, &run, &hosts, result, left, &figures, begun);
     hosts.close().await;
@@ -158,6 +162,9 @@ async fn pipeline(
             let verdict = preflight::judge(config, refresh, hosts, &facts);
             verdict.warnings.iter().for_each(|warning| report.warn("", warning));
             preflight::refuse(&verdict)?;
+            // recovery must know what was found
+            let text = serde_json::to_string(&hosts.descriptions()).explain(|| "cannot write the journal")?;
+            run.describe(&text)?;
             Ok(facts)
         })
         .await?;
@@ -294,7 +301,7 @@ fn level(compression: Compression, hosts: &Hosts) -> Option<i32> {
     match compression {
         Compression::None => None,
         Compression::Level(level) => Some(level),
-        Compression::Auto => remote.into_iter().any(|host| host.transport != TransportKind::Local).then_some(1),
+        Compression::Auto => remote.into_iter().any(|host| host.route.way != Way::Local).then_some(1),
     }
 }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::hosts::Hosts;
 use super::{context, descriptions, holder, preflight, safety};
 use crate::config::{Accounts, Config, Events, KeepPrevious, Layout, OnBusy, Refresh};
+use crate::host::Typed;
 use crate::instance::Service;
 use crate::mysql::variables::{effective, layout_differences, same_setting};
 use crate::problem::Outcome;
@@ -54,16 +55,22 @@ pub struct HostPlan {
 }
 
 /// Makes the plan.
-pub async fn plan(config: &Config, refresh: &Refresh, store: Option<&Store>, cancel: Cancel) -> Outcome<Plan> {
+pub async fn plan(
+    config: &Config,
+    refresh: &Refresh,
+    store: Option<&Store>,
+    cancel: Cancel,
+    typed: &Typed,
+) -> Outcome<Plan> {
     let report = Reporter::new("plan", vec![Arc::new(|_| {})]);
-    let context = context(config, Some(refresh), None, &report, &cancel);
+    let context = context(config, Some(refresh), None, (&report, &cancel, typed));
     let mut hosts = Hosts::new(&descriptions(config, refresh)?, &context, holder("plan", &refresh.name));
     let gathered = preflight::gather(&mut hosts).await;
     hosts.close().await;
     let facts = gathered?;
     let verdict = preflight::judge(config, refresh, &hosts, &facts);
     let (outage_s, outage_basis) = predict(refresh, store, facts.tree.copy_bytes);
-    let mut plans = vec![source_plan(refresh, &hosts, &facts)];
+    let mut plans = vec![source_plan(refresh, &facts)];
     plans.extend(hosts.destinations.iter().map(|d| destination_plan(refresh, d, &facts)));
     Ok(Plan {
         refresh: refresh.name.clone(),
@@ -119,10 +126,9 @@ fn waits(refresh: &Refresh) -> String {
     }
 }
 
-fn source_plan(refresh: &Refresh, hosts: &Hosts, facts: &Facts) -> HostPlan {
+fn source_plan(refresh: &Refresh, facts: &Facts) -> HostPlan {
     let policy = &refresh.policy;
-    let service = hosts.source.as_ref().map(|s| s.0.host().instance.service.clone());
-    let say = |stop| service.as_ref().map_or_else(String::new, |s| verb(s, stop));
+    let say = |stop| verb(&facts.instance.service, stop);
     let mut acts = vec![
         format!("take the lock of this instance ({} if another run has it)", waits(refresh)),
         "record variables set at run time and the replication state".into(),
@@ -183,9 +189,9 @@ fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, 
             Events::Keep => "remove replication connections and remote servers; events stay as they are".into(),
         });
         acts.extend(settings(policy.layout, host, facts, source));
-        acts.push(format!("stop: {}", verb(&host.instance.service, true)));
+        acts.push(format!("stop: {}", verb(&facts.instance.service, true)));
         acts.push(format!("exchange {datadir} and the stage by rename"));
-        acts.push(format!("start: {}", verb(&host.instance.service, false)));
+        acts.push(format!("start: {}", verb(&facts.instance.service, false)));
     }
     acts.push("verify settings, objects and replication; put the old generation back if anything is wrong".into());
     acts.push(match policy.keep_previous {
@@ -198,7 +204,7 @@ fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, 
 
 /// Which settings change, and how.
 fn settings(layout: Layout, host: &crate::config::Host, facts: &Facts, source: &Facts) -> Option<String> {
-    let dropin = host.instance.dropin.as_ref()?;
+    let dropin = facts.instance.dropin.as_ref()?;
     let theirs = &facts.server.as_ref()?.variables;
     let mut lines: Vec<String> = Vec::new();
     if let (Layout::Follow, Some(server)) = (layout, &source.server) {

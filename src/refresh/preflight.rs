@@ -4,8 +4,9 @@ use futures_util::future::join_all;
 
 use super::hosts::Hosts;
 use super::safety::{self, OtherSource, Side, Verdict};
-use crate::config::{Config, Host, Refresh, TransportKind};
+use crate::config::{Config, Host, Refresh};
 use crate::problem::{Outcome, Problem};
+use crate::route::Way;
 use crate::wire::facts::Facts;
 
 /// Asks every host; the source's facts come back, each destination keeps its own.
@@ -30,7 +31,7 @@ pub async fn gather(hosts: &mut Hosts) -> Outcome<Facts> {
 pub fn judge(config: &Config, refresh: &Refresh, hosts: &Hosts, source: &Facts) -> Verdict {
     let Some(source_host) = &hosts.source else { return Verdict::default() };
     fn side<'a>(host: &'a Host, facts: &'a Facts) -> Side<'a> {
-        Side { id: &host.id, facts, settings: &host.settings, has_dropin: host.instance.dropin.is_some() }
+        Side { id: &host.id, facts, settings: &host.settings }
     }
     let sides: Vec<Side<'_>> =
         hosts.destinations.iter().filter_map(|d| Some(side(d.host.0.host(), d.facts.as_ref()?))).collect();
@@ -41,8 +42,8 @@ pub fn judge(config: &Config, refresh: &Refresh, hosts: &Hosts, source: &Facts) 
 /// Sources of the whole configuration on this machine, their datadirs resolved: an alias of one must not be a destination.
 fn other_sources(config: &Config) -> Vec<OtherSource> {
     let source_of = |refresh: &Refresh| {
-        let host = config.host(&refresh.source).filter(|h| h.transport == TransportKind::Local)?;
-        let datadir = host.instance.datadir.canonicalize().ok()?;
+        let host = config.host(&refresh.source).filter(|h| h.route.way == Way::Local)?;
+        let datadir = host.target.described()?.datadir.canonicalize().ok()?;
         Some(OtherSource { id: host.id.clone(), refresh: refresh.name.clone(), datadir })
     };
     config.refreshes.values().filter_map(source_of).collect()

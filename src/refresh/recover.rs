@@ -4,7 +4,7 @@
 use super::hosts::{Descriptions, Hosts};
 use super::undo::Undo;
 use crate::config::Daemon;
-use crate::host::Context;
+use crate::host::{Context, Typed};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::report::{Ending, Reporter, Sink, Summary};
 use crate::run::{Cancel, Run};
@@ -25,12 +25,13 @@ pub struct Recovered {
 }
 
 /// Puts back all interrupted runs.
-pub async fn all(daemon: &Daemon, store: &Store, sinks: Vec<Sink>) -> Outcome<Vec<Recovered>> {
+pub async fn all(daemon: &Daemon, store: &Store, sinks: Vec<Sink>, typed: &Typed) -> Outcome<Vec<Recovered>> {
     let mut results = Vec::new();
     for (run, refresh, hosts) in store.interrupted()? {
         let Some(_alive) = store.take_over(&run)? else { continue };
         // one that cannot be recovered must not keep the others from it: they may have a source that is down
-        let left = one(daemon, store, &run, &refresh, &hosts, &sinks).await.unwrap_or_else(|problem| vec![problem]);
+        let left =
+            one(daemon, store, (&run, &refresh, &hosts), &sinks, typed).await.unwrap_or_else(|problem| vec![problem]);
         let names = serde_json::from_str::<Descriptions>(&hosts).map(|d| d.names()).unwrap_or_default();
         results.push(Recovered { run, refresh, hosts: names, left });
     }
@@ -38,9 +39,15 @@ pub async fn all(daemon: &Daemon, store: &Store, sinks: Vec<Sink>) -> Outcome<Ve
 }
 
 /// The same before a new run on `hosts`; what could not be put back on one of them forbids it.
-pub async fn abandoned(daemon: &Daemon, store: &Store, sinks: Vec<Sink>, hosts: &[String]) -> Outcome<()> {
+pub async fn abandoned(
+    daemon: &Daemon,
+    store: &Store,
+    sinks: Vec<Sink>,
+    hosts: &[String],
+    typed: &Typed,
+) -> Outcome<()> {
     let concerns = |r: &Recovered| r.hosts.is_empty() || r.hosts.iter().any(|h| hosts.contains(h));
-    let stuck = all(daemon, store, sinks).await?.into_iter().find(|r| !r.left.is_empty() && concerns(r));
+    let stuck = all(daemon, store, sinks, typed).await?.into_iter().find(|r| !r.left.is_empty() && concerns(r));
     let Some(stuck) = stuck else { return Ok(()) };
     let mut problem = Problem::new(
         Kind::Human,
@@ -60,10 +67,9 @@ pub async fn abandoned(daemon: &Daemon, store: &Store, sinks: Vec<Sink>, hosts: 
 async fn one(
     daemon: &Daemon,
     store: &Store,
-    id: &str,
-    refresh: &str,
-    hosts: &str,
+    (id, refresh, hosts): (&str, &str, &str),
     sinks: &[Sink],
+    typed: &Typed,
 ) -> Outcome<Vec<Problem>> {
     let descriptions: Descriptions =
         serde_json::from_str(hosts).explain(|| format!("the journal of run {id} is not understood"))?;
@@ -81,6 +87,8 @@ async fn one(
         cancel: Cancel::default(),
         silence: daemon.host_timeout,
         extra: Extra::default(),
+        from: None,
+        typed: typed.clone(),
     };
     let mut hosts = Hosts::new(&descriptions, &context, holder);
     let left = run.unwind(&mut hosts, |_| true).await;

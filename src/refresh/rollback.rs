@@ -7,6 +7,7 @@ use super::hosts::{Descriptions, Hosts};
 use super::undo::Undo;
 use super::{context, holder, locking, put_back, recover};
 use crate::config::{Config, HostId};
+use crate::host::Typed;
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::report::{Ending, Event, Reporter, Sink, Step, Summary};
 use crate::run::{Cancel, Run, new_id};
@@ -20,6 +21,7 @@ pub async fn run(
     sinks: Vec<Sink>,
     cancel: Cancel,
     no_wait: bool,
+    typed: &Typed,
 ) -> Outcome<Summary> {
     let host = config.host(id).cloned().ok_or_else(|| {
         let known: Vec<String> = config.hosts().map(|h| h.id.to_string()).collect();
@@ -30,7 +32,7 @@ pub async fn run(
         return Err(Problem::new(Kind::Usage, format!("{id} is not a destination of any refresh"))
             .hint("Only destinations have a previous generation."));
     }
-    recover::abandoned(&config.daemon, store, sinks.clone(), &[id.to_string()]).await?;
+    recover::abandoned(&config.daemon, store, sinks.clone(), &[id.to_string()], typed).await?;
     let begun = Instant::now();
     let run_id = new_id();
     let name = format!("rollback of {id}");
@@ -42,7 +44,7 @@ pub async fn run(
     let text = serde_json::to_string(&descriptions).explain(|| "cannot write the journal")?;
     let run = Run::<Undo>::begin(store.clone(), holder(&run_id, &name), &text, report.clone(), cancel.clone())?;
     report.tell(Event::RunStarted { refresh: name.clone(), source: String::new(), destinations: vec![id.to_string()] });
-    let context = context(config, None, Some(&run_id), &report, &cancel);
+    let context = context(config, None, Some(&run_id), (&report, &cancel, typed));
     let mut hosts = Hosts::new(&descriptions, &context, run.holder().clone());
     let patience = (!no_wait).then_some(std::time::Duration::from_secs(2 * 3600));
     let result = pipeline(&run, config, &mut hosts, patience).await;

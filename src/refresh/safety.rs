@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::config::{HostId, Layout, Policy, Refresh, XaPrepared};
+use crate::config::{Accounts, Events, HostId, Layout, Policy, Refresh, XaPrepared};
+use crate::mysql::dropin::denied;
 use crate::mysql::variables::{cluster_reasons, effective, encryption_reasons, layout_differences, outside_datadir};
 use crate::mysql::version::{PairVerdict, judge_pair};
 use crate::mysql::{Flavour, Version};
 use crate::report::human_bytes;
 use crate::wire::facts::{Facts, ServerFacts};
+use crate::wire::message::Role;
 
 /// One side of a run.
 pub struct Side<'a> {
@@ -20,8 +22,12 @@ pub struct Side<'a> {
     pub facts: &'a Facts,
     /// Settings that are to be pushed.
     pub settings: &'a BTreeMap<String, String>,
-    /// It has a drop-in configured.
-    pub has_dropin: bool,
+}
+
+impl Side<'_> {
+    fn has_dropin(&self) -> bool {
+        self.facts.instance.dropin.is_some()
+    }
 }
 
 /// A reason to refuse, or to warn.
@@ -73,9 +79,28 @@ pub fn judge(
     source_rules(&mut verdict, &refresh.policy, source);
     for destination in destinations {
         destination_rules(&mut verdict, destination);
+        lets_in(&mut verdict, &refresh.policy, destination);
         pair(&mut verdict, &refresh.policy, source, destination);
     }
     space(&mut verdict, &refresh.policy, source, destinations);
+    verdict
+}
+
+/// What can be said about one host alone.
+pub fn judge_alone(role: Role, side: &Side<'_>) -> Verdict {
+    let mut verdict = Verdict::default();
+    match role {
+        Role::Source => {
+            if server_rules(&mut verdict, side).is_some() {
+                side.facts
+                    .tree
+                    .refusals
+                    .iter()
+                    .for_each(|refusal| verdict.refuse(side.id, refusal.clone(), FILES_HINT));
+            }
+        }
+        Role::Destination => destination_rules(&mut verdict, side),
+    }
     verdict
 }
 
@@ -142,11 +167,7 @@ fn source_rules(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>) {
         );
     }
     for refusal in &source.facts.tree.refusals {
-        verdict.refuse(
-            id,
-            refusal.clone(),
-            "See `copy_files` and `drop_files` of the refresh for top-level files that nobody knows.",
-        );
+        verdict.refuse(id, refusal.clone(), FILES_HINT);
     }
     for file in &server.outside_files {
         verdict.refuse(
@@ -168,6 +189,8 @@ fn source_rules(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>) {
         );
     }
 }
+
+const FILES_HINT: &str = "See `copy_files` and `drop_files` of the refresh for top-level files that nobody knows.";
 
 /// What holds for both sides. The server's facts, if it answers.
 fn server_rules<'a>(verdict: &mut Verdict, side: &Side<'a>) -> Option<&'a ServerFacts> {
@@ -236,6 +259,9 @@ fn version(server: &ServerFacts) -> Option<Version> {
 }
 
 fn destination_rules(verdict: &mut Verdict, destination: &Side<'_>) {
+    if let Some(problem) = &destination.facts.no_consent {
+        verdict.refuse(destination.id, problem.to_string(), problem.hints.join(" "));
+    }
     let Some(server) = server_rules(verdict, destination) else { return };
     if !server.replicates_from.is_empty() {
         verdict.warn(destination.id, "is a replica now; its replication ends with the refresh");
@@ -248,12 +274,21 @@ fn destination_rules(verdict: &mut Verdict, destination: &Side<'_>) {
         );
     }
     let (id, disk) = (destination.id, &destination.facts.disk);
+    if destination.facts.installed {
+        for (name, why) in destination.settings.keys().filter_map(|name| Some((name, denied(name)?))) {
+            verdict.refuse(id, format!("the setting {name} may not be pushed to it"), format!("{why}."));
+        }
+    }
     if disk.mount_point {
         verdict.refuse(
             id,
             "the datadir is a mount point and cannot change places by rename",
             "Mount the volume one level higher and make the datadir a folder in it.",
         );
+    }
+    if let Some(problem) = &disk.unguarded {
+        // the datadir itself is the server's account's; what is above it must not be
+        verdict.refuse(id, problem.to_string(), problem.hints.join(" "));
     }
     if !disk.writable {
         verdict.refuse(
@@ -272,7 +307,7 @@ fn destination_rules(verdict: &mut Verdict, destination: &Side<'_>) {
             "Use a datadir with a shorter path.",
         );
     }
-    if !destination.settings.is_empty() && !destination.has_dropin {
+    if !destination.settings.is_empty() && !destination.has_dropin() {
         verdict.refuse(
             id,
             "has settings to be pushed, but no drop-in",
@@ -288,6 +323,19 @@ fn destination_rules(verdict: &mut Verdict, destination: &Side<'_>) {
             refusal.clone(),
             "Part of the datadir lies on another filesystem and would not change places with it.",
         );
+    }
+}
+
+/// What the owner of a destination lets a refresh bring along.
+fn lets_in(verdict: &mut Verdict, policy: &Policy, destination: &Side<'_>) {
+    let (accounts, events) = destination.facts.lets_in;
+    if policy.accounts == Accounts::Source && !accounts {
+        let hint = "Set `accounts = \"destination\"`, or let its owner set `accounts = \"source\"` in host.toml.";
+        verdict.refuse(destination.id, "the host's policy does not let the source's accounts in", hint);
+    }
+    if policy.events == Events::Keep && !events {
+        let hint = "Set `events = \"disable\"`, or let its owner set `events = \"keep\"` in host.toml.";
+        verdict.refuse(destination.id, "the host's policy does not let events stay enabled", hint);
     }
 }
 
@@ -359,7 +407,7 @@ fn pair(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>, destination: 
                 "Make them equal, or set `layout = \"follow\"` to push the source's value with the data.",
             );
         }
-    } else if !differences.is_empty() && !destination.has_dropin {
+    } else if !differences.is_empty() && !destination.has_dropin() {
         verdict.refuse(
             id,
             "layout settings must follow the data, but there is no drop-in",

@@ -62,9 +62,12 @@ impl Undoer<Undo> for Hosts {
             Undo::StartServer { host, runtime } => {
                 let source = self.source_named(host)?;
                 source.0.begin_undo(&holder);
-                source.start_server(runtime).await.map(drop).map_err(|problem| {
+                let (ours, up) = source.start_server(runtime).await.map_err(|problem| {
                     problem.hint(format!("Start the server on {host} by hand now, then run `mysql-refreshd recover`."))
-                })
+                })?;
+                // its agent or its guard may have brought it back long before we could ask
+                self.back_since = std::time::Instant::now().checked_sub(up).filter(|_| !ours);
+                Ok(())
             }
             Undo::DiscardStage { host } => {
                 let destination = self.destination_named(host)?;

@@ -9,14 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use secrecy::ExposeSecret;
+use secrecy::zeroize::Zeroizing;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
-use super::{Process, Tail, Transport};
-use crate::problem::{Kind, Outcome, Problem};
+use super::{Process, Prompt, Tail, Transport};
+use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::wire::frame::{self, Frame, FrameKind, WireError};
-use crate::wire::message::{Down, Entry, Reply, Role, Up, decode, encode};
+use crate::wire::message::{Down, Entry, Lanes, Reply, Role, Up, decode, encode};
+use crate::wire::stripe::{self, Part};
 
 /// How often we ask whether the agent is there.
 const PING: Duration = Duration::from_secs(1);
@@ -62,7 +65,7 @@ pub struct Connection {
     pieces: Option<mpsc::UnboundedReceiver<Piece>>,
     credit: Arc<Semaphore>,
     lost: watch::Receiver<Option<Problem>>,
-    process: Option<Box<dyn Process>>,
+    processes: Vec<Box<dyn Process>>,
     stop_pings: Arc<Notify>,
     silent: Arc<AtomicBool>,
 }
@@ -84,38 +87,157 @@ pub async fn open(
     let pipe = transport.open(role).await?;
     let mut reader = BufReader::with_capacity(256 * 1024, pipe.reader);
     let mut writer = pipe.writer;
-    let banner = match tokio::time::timeout(GREETING, greet(&mut reader, &mut writer, role)).await {
-        Ok(Ok(banner)) => banner,
+    let meet = greet(&mut reader, &mut writer, role, pipe.prompt.as_ref(), &pipe.stderr);
+    let (banner, round_trip) = match tokio::time::timeout(GREETING, meet).await {
+        Ok(Ok(met)) => met,
         Ok(Err(error)) => {
-            drop(writer);
+            // whatever it still says, nobody listens
+            drop((reader, writer));
             return Err(no_greeting(transport, error, pipe.process).await);
         }
         Err(_) => {
-            return Err(Problem::new(
-                Kind::Lost,
-                format!("no greeting from the agent within {} s", GREETING.as_secs()),
-            )
-            .cause(pipe.stderr.text()));
+            let problem =
+                Problem::new(Kind::Lost, format!("no greeting from the agent within {} s", GREETING.as_secs()));
+            drop((reader, writer));
+            pipe.process.end(true).await;
+            let said = pipe.stderr.text();
+            let problem = if said.is_empty() { problem } else { problem.cause(said) };
+            return Err(if pipe.prompt.is_some() {
+                problem
+                    .hint("If sudo asks in its own words there (PAM), set `Defaults passprompt_override` in sudoers.")
+            } else {
+                problem
+            });
         }
     };
+    let sessions = transport.sessions(round_trip);
+    let lanes = Lanes { more: sessions.saturating_sub(1), token: if sessions > 1 { token()? } else { 0 } };
+    let told = async {
+        frame::write(&mut writer, &encode(&lanes)?).await?;
+        writer.flush().await.map_err(WireError::from)
+    };
+    told.await.map_err(|error| Problem::new(Kind::Lost, "the connection to the agent was lost").because(error))?;
     if !banner.is_empty() {
         asides(Aside::Note(format!("skipped what was printed before the agent's greeting: {banner}")));
     }
-    Ok(Connection::start(reader, writer, role, silence, asides, pipe.stderr, pipe.process))
+    if lanes.more == 0 {
+        return Ok(Connection::start(reader, writer, role, silence, asides, pipe.stderr, vec![pipe.process]));
+    }
+    let more = (0..lanes.more).map(|_| open_lane(transport, lanes.token));
+    let more = futures_util::future::join_all(more).await.into_iter().collect::<Outcome<Vec<_>>>();
+    let more = match more {
+        Ok(more) => more,
+        Err(problem) => {
+            drop((reader, writer));
+            pipe.process.end(true).await;
+            return Err(problem.hint("Set `sessions = 1` in [ssh] to do without more sessions."));
+        }
+    };
+    asides(Aside::Note(format!("{sessions} sessions: a round trip takes {:.1} ms", round_trip.as_secs_f64() * 1e3)));
+    let mut parts = vec![Part { reader: Box::new(reader), writer: Box::new(writer) }];
+    let mut processes = vec![pipe.process];
+    for (part, process) in more {
+        parts.push(part);
+        processes.push(process);
+    }
+    let (reader, writer) = stripe::join(parts);
+    Ok(Connection::start(
+        BufReader::with_capacity(256 * 1024, reader),
+        writer,
+        role,
+        silence,
+        asides,
+        pipe.stderr,
+        processes,
+    ))
+}
+
+/// What only this agent's lanes know.
+fn token() -> Outcome<u128> {
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes))
+        .explain(|| "cannot read /dev/urandom")?;
+    Ok(u128::from_le_bytes(bytes))
+}
+
+/// One more session.
+async fn open_lane(transport: &dyn Transport, token: u128) -> Outcome<(Part, Box<dyn Process>)> {
+    let mut pipe = transport.lane().await?;
+    let meet = async {
+        let prompt = pipe.prompt.as_ref();
+        hear(&mut pipe.reader, &mut pipe.writer, prompt, &pipe.stderr).await?;
+        frame::greet(&mut pipe.writer).await?;
+        pipe.writer.write_u128_le(token).await?;
+        pipe.writer.flush().await.map_err(WireError::from)
+    };
+    match tokio::time::timeout(GREETING, meet).await {
+        Ok(Ok(())) => Ok((Part { reader: pipe.reader, writer: pipe.writer }, pipe.process)),
+        Ok(Err(error)) => {
+            drop((pipe.reader, pipe.writer));
+            Err(no_greeting(transport, error, pipe.process).await)
+        }
+        Err(_) => {
+            drop((pipe.reader, pipe.writer));
+            pipe.process.end(true).await;
+            Err(Problem::new(Kind::Lost, "no greeting over another session"))
+        }
+    }
 }
 
 async fn greet(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     role: Role,
-) -> Result<String, WireError> {
+    prompt: Option<&Prompt>,
+    stderr: &Tail,
+) -> Result<(String, Duration), WireError> {
+    let banner = hear(reader, writer, prompt, stderr).await?;
+    let asked = Instant::now();
     frame::greet(writer).await?;
-    let banner = frame::expect(reader).await?;
     let hello = frame::read(reader).await?;
     match decode::<Up>(&hello.payload)? {
-        Up::Hello { role: theirs, .. } if theirs == role => Ok(banner),
+        Up::Hello { role: theirs, .. } if theirs == role => Ok((banner, asked.elapsed())),
         _ => Err(WireError::Damaged("the agent does not have the role it was started in".into())),
     }
+}
+
+/// Waits for the greeting; answers what is asked before. What stood before it comes back.
+async fn hear(
+    reader: &mut (impl AsyncRead + Unpin),
+    writer: &mut (impl AsyncWrite + Unpin),
+    prompt: Option<&Prompt>,
+    stderr: &Tail,
+) -> Result<String, WireError> {
+    // the agent speaks first: whatever stands between us and it (a shell, sudo) has then had its say
+    let mut spoken = std::pin::pin!(frame::expect(reader));
+    let mut news = stderr.watch();
+    let mut answered = false;
+    loop {
+        let asked = prompt.map_or(0, |prompt| stderr.text().matches(&prompt.mark).count());
+        match prompt {
+            Some(prompt) if asked == 1 && !answered => {
+                answered = true;
+                answer(prompt, writer).await?;
+            }
+            Some(_) if asked > 1 => return Err(WireError::Damaged("the password was asked for again".into())),
+            _ => {}
+        }
+        tokio::select! {
+            banner = &mut spoken => return banner,
+            _ = news.changed(), if prompt.is_some() => {}
+        }
+    }
+}
+
+/// Answers sudo's question: once, and to nobody else.
+async fn answer(prompt: &Prompt, writer: &mut (impl AsyncWrite + Unpin)) -> Result<(), WireError> {
+    let mut line = Zeroizing::new(String::with_capacity(prompt.answer.expose_secret().len() + 1));
+    line.push_str(prompt.answer.expose_secret());
+    line.push('\n');
+    writer.write_all(line.as_bytes()).await?;
+    writer.flush().await?;
+    Ok(())
 }
 
 async fn no_greeting(transport: &dyn Transport, error: WireError, process: Box<dyn Process>) -> Problem {
@@ -140,7 +262,7 @@ impl Connection {
         silence: Duration,
         asides: impl Fn(Aside) + Send + 'static,
         stderr: Tail,
-        process: Box<dyn Process>,
+        processes: Vec<Box<dyn Process>>,
     ) -> Self {
         let (out, frames) = mpsc::channel(8);
         let (piece_tx, pieces) = mpsc::unbounded_channel();
@@ -178,7 +300,7 @@ impl Connection {
             pieces: Some(pieces),
             credit,
             lost,
-            process: Some(process),
+            processes,
             stop_pings,
             silent,
         }
@@ -235,8 +357,9 @@ impl Connection {
     pub async fn close(mut self) {
         self.stop_pings.notify_one();
         self.out = None;
-        if let Some(process) = self.process.take() {
-            process.end(self.silent.load(Ordering::Relaxed)).await;
+        let silent = self.silent.load(Ordering::Relaxed);
+        for process in std::mem::take(&mut self.processes) {
+            process.end(silent).await;
         }
     }
 

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::instance::Instance;
+use crate::problem::Problem;
+
 /// Which machine and which datadir: equal for all aliases of one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -27,6 +30,14 @@ pub struct Identity {
 pub struct Facts {
     /// Which machine and datadir.
     pub identity: Identity,
+    /// The instance, as the agent was told or as its host's policy says.
+    pub instance: Instance,
+    /// The host's own policy decides what the agent may do.
+    pub installed: bool,
+    /// By that policy the source's accounts may come along, and events may stay enabled.
+    pub lets_in: (bool, bool),
+    /// Of a destination: why its owner's consent is missing.
+    pub no_consent: Option<Problem>,
     /// The server, when it runs and answers.
     pub server: Option<ServerFacts>,
     /// Why `server` is missing.
@@ -100,6 +111,8 @@ pub struct DiskFacts {
     pub total: u64,
     /// Free inodes; None where the filesystem has no fixed number.
     pub free_inodes: Option<u64>,
+    /// Why root cannot work beside the datadir: somebody else could change the folders there.
+    pub unguarded: Option<Problem>,
     /// The datadir is a mount point: it cannot be exchanged by rename.
     pub mount_point: bool,
     /// The agent may create the work folder beside the datadir.

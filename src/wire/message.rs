@@ -13,7 +13,7 @@ use super::facts::{Facts, Identity};
 use super::frame::{Frame, FrameKind, WireError};
 use crate::delta::hash::{Hash, Totals};
 use crate::delta::path::RelPath;
-use crate::instance::Instance;
+use crate::instance::Target;
 use crate::problem::Problem;
 
 /// The role an agent is started in, fixed for its life.
@@ -61,12 +61,14 @@ impl<'de> Deserialize<'de> for WireSecret {
 pub struct Open {
     /// The host's name in the configuration, for messages.
     pub host: String,
-    /// The instance.
-    pub instance: Instance,
+    /// Which instance.
+    pub target: Target,
     /// Password of the instance's SQL account.
     pub password: Option<WireSecret>,
     /// The run this agent works for; None for a look that changes nothing.
     pub run: Option<String>,
+    /// To a destination: the environment whose data is to come; None: none, an older generation is to come back.
+    pub from: Option<String>,
 }
 
 /// Who holds a lock and how far it is; what lock files contain.
@@ -233,9 +235,9 @@ pub struct Installed {
 /// What is swapped in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SwapOptions {
-    /// Content of the drop-in; None: none is written, and an old one is left as it is.
-    pub dropin: Option<String>,
-    /// For the record kept beside the generation.
+    /// Settings for the drop-in, which the agent writes; none: the old one is left as it is.
+    pub settings: BTreeMap<String, String>,
+    /// For the record kept beside the generation, and for the drop-in's head.
     pub origin: Origin,
 }
 
@@ -324,8 +326,13 @@ pub enum Reply {
     Runtime(Runtime),
     /// To `Drain`.
     Drained(Drained),
-    /// To `StartServer`: whether this call started it.
-    Started(bool),
+    /// To `StartServer`.
+    Started {
+        /// Whether this call started it.
+        ours: bool,
+        /// For how long its process has been there, in milliseconds.
+        up_ms: u64,
+    },
     /// To `DisarmGuard`: why it had fired, if it had.
     Disarmed(Option<String>),
     /// To `Stream` and `Receive`.
@@ -378,6 +385,15 @@ pub enum Entry {
         /// The source's proof.
         image: Hash,
     },
+}
+
+/// After the greetings, from the controller: over how many more sessions the agent's stream goes.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Lanes {
+    /// How many more; 0: this one alone.
+    pub more: u8,
+    /// What the lanes say to be let in.
+    pub token: u128,
 }
 
 /// Controller to agent.

@@ -6,3 +6,4 @@
 pub mod facts;
 pub mod frame;
 pub mod message;
+pub mod stripe;

@@ -79,7 +79,7 @@ fn every_error_of_the_configuration_is_told_with_file_and_key() {
     let world = world();
     world.set("refreshes.nightly.max_outtage", "\"5s\"");
     world.set("refreshes.nightly.xa_prepared", "\"sometimes\"");
-    world.set("environments.rnd.hosts.r1.transport", "\"ssh\"");
+    world.set("environments.rnd.hosts.r1.transport", "\"sssh\"");
     world.set("deamon", "{}");
     let outcome = call(&world, &["check", "--offline"]).expect(2).says(&[
         "refreshes.nightly.max_outtage",
@@ -87,7 +87,7 @@ fn every_error_of_the_configuration_is_told_with_file_and_key() {
         "refreshes.nightly.xa_prepared",
         "rollback",
         "environments.rnd.hosts.r1.transport",
-        "not in this version",
+        "Did you mean",
         "deamon",
         "daemon",
         "config.toml",

@@ -4,14 +4,22 @@
 
 mod cli;
 #[cfg(feature = "failpoints")]
+mod connections;
+#[cfg(feature = "failpoints")]
 mod contention;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod gate;
+mod hazards;
 mod ledger;
+#[cfg(feature = "failpoints")]
+mod one_off;
 mod oracle;
+mod proxy;
 mod refresh;
 mod refusals;
 mod regressions;
+mod rights;
 #[cfg(feature = "failpoints")]
 mod secrets;
 mod template;

@@ -326,7 +326,8 @@ fn a_datadir_that_is_a_mount_point() {
     if !is_root() {
         return;
     }
-    let world = World::new();
+    // what is mounted now is not seen through a gate that was made before
+    let world = World::builder().over("local").build();
     let server = world.destination();
     server.stop();
     let moved = world.root().join("moved");
@@ -396,4 +397,25 @@ fn a_swap_that_was_interrupted_waits_for_recover() {
     let _ = source;
     world.refresh().run().expect(0);
     assert_eq!(world.content(world.destination()), "prod-0");
+}
+
+/// Root reads its journals back from beside the datadir: nobody else may be able to put others there.
+#[test]
+fn folders_that_others_can_change() {
+    if !is_root() {
+        return;
+    }
+    let world = World::builder().over("local").build();
+    let server = world.destination();
+    crate::world::output(std::process::Command::new("chown").arg("12345").arg(&server.dir));
+    world.refresh().run().expect(4).says(&["others can change", "chown root"]);
+    crate::world::output(std::process::Command::new("chown").arg("0").arg(&server.dir));
+    std::os::unix::fs::symlink("/tmp", server.work()).unwrap();
+    world.refresh().run().expect(4).says(&["is not root's folder"]);
+    std::fs::remove_file(server.work()).unwrap();
+    let state = world.root().join("host");
+    std::fs::create_dir_all(&state).unwrap();
+    crate::world::output(std::process::Command::new("chown").arg("12345").arg(&state));
+    world.refresh().run().expect(4).says(&["others can change"]);
+    assert_eq!(world.content(server), "r1");
 }

@@ -6,21 +6,43 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use mysql_refreshd::authority::consent::{self, Grant};
 use mysql_refreshd::delta::hash::{FileHasher, ImageHasher, block};
 use mysql_refreshd::delta::pack::{Encoding, pack};
 use mysql_refreshd::delta::{BLOCK, CHUNK};
-use mysql_refreshd::instance::{Instance, Service};
+use mysql_refreshd::instance::{Instance, Service, Target};
 use mysql_refreshd::problem::Kind;
-use mysql_refreshd::transport::Transport;
+use mysql_refreshd::route::{Address, AgentProgram, Route, Way};
 use mysql_refreshd::transport::connection::{self, Aside, Connection, Piece};
-use mysql_refreshd::transport::local::Local;
-use mysql_refreshd::wire::message::{DestinationRequest, Entry, Open, ReceiveOptions, Reply, Role, SourceRequest};
+use mysql_refreshd::transport::{self, Secrets, Transport};
+use mysql_refreshd::wire::message::{
+    DestinationRequest, Entry, Holder, Open, ReceiveOptions, Reply, Role, SourceRequest,
+};
 
-/// One way to reach an agent that is started as `program`.
-type Way = fn(PathBuf) -> Box<dyn Transport>;
+use crate::gate::Gate;
+use crate::world::wait_for;
+
+/// Reaches an agent that is started as `program`.
+type Reach<'a> = &'a dyn Fn(PathBuf) -> Box<dyn Transport>;
 
 /// Every transport there is.
-const WAYS: [(&str, Way); 1] = [("local", |program| Box::new(Local::with_program(program)))];
+const WAYS: [&str; 4] = ["local", "ssh", "ssh, four sessions", "openssh"];
+
+/// How the host behind a gate is addressed.
+pub fn address(gate: &Gate) -> Address {
+    Address {
+        host: gate.address().to_owned(),
+        port: Some(gate.port()),
+        user: Some(gate.user().to_owned()),
+        identity: Some(gate.identity()),
+        use_agent: false,
+        known_hosts: Some(gate.known_hosts()),
+        host_key: None,
+        connect_timeout_s: 20,
+        sessions: Some(1),
+        silence_s: 20,
+    }
+}
 
 fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_mysql-refreshd").into()
@@ -51,7 +73,13 @@ fn instance(folder: &Path) -> Instance {
 }
 
 fn open_request(folder: &Path) -> Box<Open> {
-    Box::new(Open { host: "t/t".into(), instance: instance(folder), password: None, run: Some("r1".into()) })
+    Box::new(Open {
+        host: "t/t".into(),
+        target: Target::Described(Box::new(instance(folder))),
+        password: None,
+        run: Some("r1".into()),
+        from: Some("prod".into()),
+    })
 }
 
 const SILENCE: Duration = Duration::from_secs(20);
@@ -61,12 +89,25 @@ async fn connect(transport: &dyn Transport, role: Role) -> Connection {
 }
 
 /// Runs a case over every transport, within a time that no healthy machine needs.
-fn over_all<F: AsyncFn(Way, &Path)>(case: F) {
+fn over_all<F: AsyncFn(Reach<'_>, &Path)>(case: F) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    for (name, way) in WAYS {
+    for name in WAYS {
         let folder = tempfile::Builder::new().prefix("mrt").tempdir_in("/tmp").unwrap();
-        let result =
-            runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), case(way, folder.path())).await });
+        let gate = (name != "local").then(|| Gate::at(folder.path()).start());
+        let policy = folder.path().join("host.toml");
+        let way = match (name, &gate) {
+            ("ssh", Some(gate)) => Way::Ssh(address(gate)),
+            ("ssh, four sessions", Some(gate)) => Way::Ssh(Address { sessions: Some(4), ..address(gate) }),
+            (_, Some(gate)) => Way::OpenSsh(address(gate)),
+            _ => Way::Local,
+        };
+        let reach = |program: PathBuf| {
+            let agent = AgentProgram::Own(program);
+            let route = Route { way: way.clone(), agent, sudo: false, policy: Some(policy.clone()) };
+            transport::to(&route, Secrets::default())
+        };
+        let case = case(&reach, folder.path());
+        let result = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(120), case).await });
         assert!(result.is_ok(), "{name}: hangs");
     }
     runtime.shutdown_background();
@@ -122,7 +163,10 @@ fn an_agent_that_cannot_start_says_why() {
 #[test]
 fn a_killed_agent_is_a_lost_one_and_not_an_answer() {
     over_all(async |way, folder| {
-        let wrapper = wrapper(folder, &format!("echo $$ > {}/pid\nexec $REAL \"$@\"", folder.display()));
+        let wrapper = wrapper(
+            folder,
+            &format!("case $* in *--lane*) ;; *) echo $$ > {}/pid ;; esac\nexec $REAL \"$@\"", folder.display()),
+        );
         let connection = connect(way(wrapper).as_ref(), Role::Source).await;
         let pid = std::fs::read_to_string(folder.join("pid")).unwrap();
         assert!(std::process::Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap().success());
@@ -135,7 +179,10 @@ fn a_killed_agent_is_a_lost_one_and_not_an_answer() {
 #[test]
 fn a_stopped_agent_is_noticed() {
     over_all(async |way, folder| {
-        let wrapper = wrapper(folder, &format!("echo $$ > {}/pid\nexec $REAL \"$@\"", folder.display()));
+        let wrapper = wrapper(
+            folder,
+            &format!("case $* in *--lane*) ;; *) echo $$ > {}/pid ;; esac\nexec $REAL \"$@\"", folder.display()),
+        );
         let silence = Duration::from_secs(3);
         let connection = connection::open(way(wrapper).as_ref(), Role::Source, silence, |_| {}).await.unwrap();
         let pid = std::fs::read_to_string(folder.join("pid")).unwrap();
@@ -143,9 +190,14 @@ fn a_stopped_agent_is_noticed() {
         let problem = connection.call(SourceRequest::Open(open_request(folder))).await.unwrap_err();
         assert_eq!(problem.kind, Kind::Lost, "{problem}");
         assert!(problem.to_string().contains("nothing was heard"), "{problem}");
-        // the promise of `close`: the process is gone
+        // the promise of `close`: the process is gone, or on another machine, where it ends as soon as it can
         connection.close().await;
-        assert!(!Path::new(&format!("/proc/{}", pid.trim())).exists());
+        let process = PathBuf::from(format!("/proc/{}", pid.trim()));
+        if way(program()).place().is_some() {
+            let _ = std::process::Command::new("kill").args(["-CONT", pid.trim()]).status();
+            wait_for("the agent's end", Duration::from_secs(20), || !process.exists());
+        }
+        assert!(!process.exists());
     });
 }
 
@@ -171,9 +223,16 @@ fn foreign_output_is_named_and_not_decoded() {
 #[test]
 fn closing_waits_until_the_agent_is_gone() {
     over_all(async |way, folder| {
-        let wrapper = wrapper(folder, &format!("echo $$ > {}/pid\nexec $REAL \"$@\"", folder.display()));
+        let wrapper = wrapper(
+            folder,
+            &format!("case $* in *--lane*) ;; *) echo $$ > {}/pid ;; esac\nexec $REAL \"$@\"", folder.display()),
+        );
         let connection = connect(way(wrapper).as_ref(), Role::Destination).await;
+        give_consent(folder);
         connection.call(DestinationRequest::Open(open_request(folder))).await.unwrap();
+        let early = connection.call(DestinationRequest::PrepareStage).await.unwrap_err();
+        assert!(early.to_string().contains("without its lock"), "{early}");
+        take_lock(&connection).await;
         connection.call(DestinationRequest::PrepareStage).await.unwrap();
         assert!(folder.join(".data.refreshd/stage").is_dir());
         connection.close().await;
@@ -199,9 +258,29 @@ fn file(number: u32, name: &str, content: &[u8], image: &mut ImageHasher) -> Vec
     pieces
 }
 
+/// The owner's consent to what the tests write.
+fn give_consent(folder: &Path) {
+    let datadir = Some(instance(folder).datadir);
+    let grant = Grant { instance: "t".into(), datadir, from: vec!["prod".into()], expires: None };
+    consent::grant(&folder.join("host.toml"), &grant).unwrap();
+}
+
+/// The lock of a run.
+pub fn holder() -> Holder {
+    let text = |text: &str| text.to_owned();
+    Holder { run: text("r1"), refresh: text("t"), pid: 1, host: text("t"), since: text("now"), step: text("t") }
+}
+
+async fn take_lock(connection: &Connection) {
+    let reply = connection.call(DestinationRequest::Lock(holder())).await.unwrap();
+    assert!(matches!(reply, Reply::Locked(None)), "{reply:?}");
+}
+
 async fn staged(transport: &dyn Transport, folder: &Path) -> Connection {
+    give_consent(folder);
     let connection = connect(transport, Role::Destination).await;
     connection.call(DestinationRequest::Open(open_request(folder))).await.unwrap();
+    take_lock(&connection).await;
     connection.call(DestinationRequest::PrepareStage).await.unwrap();
     connection
 }
@@ -268,10 +347,35 @@ fn a_wrong_proof_fails_the_image() {
     });
 }
 
+/// Option files, links to other servers' files, what each host keeps: an image brings data, whoever sends it.
+#[test]
+fn an_image_that_brings_more_than_data_is_refused() {
+    over_all(async |way, folder| {
+        for name in [".my.cnf", "x.isl", "evil.so", "my.cnf"] {
+            let connection = staged(way(program()).as_ref(), folder).await;
+            let mut image = ImageHasher::default();
+            for piece in file(1, name, b"[mysqld]", &mut image) {
+                let _ = connection.send_piece(piece).await;
+            }
+            let problem =
+                connection.call(DestinationRequest::Receive(ReceiveOptions { from_disk: false })).await.unwrap_err();
+            assert!(problem.to_string().contains("is not taken in"), "{name}: {problem}");
+            assert!(!folder.join(".data.refreshd/stage").join(name).exists());
+            let again =
+                connection.call(DestinationRequest::Receive(ReceiveOptions { from_disk: false })).await.unwrap_err();
+            assert!(again.to_string().contains("out of order"), "{again}");
+            connection.close().await;
+        }
+    });
+}
+
 #[test]
 fn a_controller_that_vanishes_leaves_no_agent() {
     over_all(async |way, folder| {
-        let wrapper = wrapper(folder, &format!("echo $$ > {}/pid\nexec $REAL \"$@\"", folder.display()));
+        let wrapper = wrapper(
+            folder,
+            &format!("case $* in *--lane*) ;; *) echo $$ > {}/pid ;; esac\nexec $REAL \"$@\"", folder.display()),
+        );
         let connection = staged(way(wrapper).as_ref(), folder).await;
         let pid = std::fs::read_to_string(folder.join("pid")).unwrap();
         drop(connection);

@@ -17,7 +17,16 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::gate::Gate;
 use crate::template;
+
+/// The transport by which worlds reach their hosts: `MR_OVER=ssh`, `openssh`, or `mixed` (the source by the one, destinations by
+/// the other); None: they are local.
+pub fn over() -> Option<&'static str> {
+    static OVER: OnceLock<Option<String>> = OnceLock::new();
+    let read = || std::env::var("MR_OVER").ok().filter(|over| over != "local" && !over.is_empty());
+    OVER.get_or_init(read).as_deref()
+}
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_mysql-refreshd");
@@ -398,7 +407,7 @@ for round in 1 2 3 4 5; do
     pid=${file#/proc/}; pid=${pid%%/*}
     name=$(readlink "/proc/$pid/exe") || continue
     case ${name##*/} in
-      mariadb*|mysqld*|mysql-refreshd*|setsid|sleep) kill -9 "$pid" 2>/dev/null && found=1 ;;
+      mariadb*|mysqld*|mysql-refreshd*|agent-*|setsid|sleep) kill -9 "$pid" 2>/dev/null && found=1 ;;
     esac
   done
   [ -n "$found" ] || break
@@ -629,9 +638,16 @@ pub struct Builder {
     destination_tmpfs: Option<&'static str>,
     source_made_with: &'static str,
     destination_made_with: &'static str,
+    over: Option<&'static str>,
 }
 
 impl Builder {
+    /// The transport by which the hosts are reached, whatever `MR_OVER` says.
+    pub fn over(mut self, transport: &'static str) -> Self {
+        self.over = (transport != "local").then_some(transport);
+        self
+    }
+
     /// How many destinations there are: r1, r2, …
     pub fn destinations(mut self, count: usize) -> Self {
         self.destinations = count;
@@ -710,13 +726,19 @@ impl Builder {
         for server in &destinations {
             server.sql(&format!("UPDATE research.stamp SET content = '{}'", server.name));
         }
-        let config = World::default_config(&root, &source, &destinations);
-        World { sandbox, source, destinations, config: RefCell::new(config), calls: Cell::new(0) }
+        let gate = self.over.map(|_| World::gate(&root));
+        let way = gate.as_ref().zip(self.over);
+        let config = World::default_config(&root, &source, &destinations, way);
+        let world = World { gate, sandbox, source, destinations, config: RefCell::new(config), calls: Cell::new(0) };
+        world.destinations.iter().for_each(|server| world.consent(server));
+        world
     }
 }
 
 /// Real servers, a configuration and the program.
 pub struct World {
+    // goes before the folder it stands in
+    gate: Option<Gate>,
     sandbox: Sandbox,
     /// The server to copy from.
     pub source: Server,
@@ -737,6 +759,7 @@ impl World {
             destination_tmpfs: None,
             source_made_with: "",
             destination_made_with: "",
+            over: over(),
         }
     }
 
@@ -764,7 +787,61 @@ impl World {
         std::iter::once(&self.source).chain(&self.destinations)
     }
 
-    fn default_config(root: &Path, source: &Server, destinations: &[Server]) -> toml::Table {
+    /// The way in for a world whose hosts are reached by SSH.
+    fn gate(root: &Path) -> Gate {
+        let builder =
+            Gate::at(root).line("AcceptEnv MYSQL_REFRESHD_FAIL").environment(&format!("{MARK}={}", root.display()));
+        // every world uploads the same program: once is enough
+        builder.environment(&format!("XDG_CACHE_HOME={}", env!("CARGO_TARGET_TMPDIR"))).start()
+    }
+
+    /// The owner's consent that a server be overwritten by production.
+    fn consent(&self, server: &Server) {
+        let mut command = Command::new(PROGRAM);
+        command.args(["consent", "grant", "--from", "prod", "--instance", &server.name, "--datadir"]);
+        output(command.arg(server.datadir()).arg("--policy").arg(self.policy()));
+    }
+
+    /// The way in, where the hosts are reached by SSH.
+    pub fn way_in(&self) -> &Gate {
+        self.gate.as_ref().expect("a world whose hosts are reached by SSH")
+    }
+
+    /// The hosts are reached through another gate, where the agent is installed and the host's policy decides.
+    pub fn lives_behind(&self, gate: &Gate, transport: &str) {
+        let mut config = self.config.borrow_mut();
+        for (environment, server) in
+            std::iter::once(("prod", &self.source)).chain(self.destinations.iter().map(|server| ("rnd", server)))
+        {
+            let hosts = config["environments"][environment]["hosts"].as_table_mut().unwrap();
+            let old = hosts[&server.name].as_table().unwrap().clone();
+            let mut new: toml::Table = toml::from_str(&format!(
+                "transport = \"{transport}\"\naddress = \"{}\"\ninstance = \"{}\"\n",
+                gate.address(),
+                server.name
+            ))
+            .unwrap();
+            new.extend(old.get("settings").map(|settings| ("settings".to_owned(), settings.clone())));
+            hosts.insert(server.name.clone(), new.into());
+        }
+        drop(config);
+        self.set("ssh.port", &gate.port().to_string()).set("ssh.user", &format!("\"{}\"", gate.user()));
+        self.set("ssh.identity", &format!("\"{}\"", gate.identity().display()));
+        self.set("ssh.known_hosts", &format!("\"{}\"", gate.known_hosts().display()));
+        self.set("ssh.use_agent", "false");
+    }
+
+    /// The policy of the hosts.
+    pub fn policy(&self) -> PathBuf {
+        self.root().join("host.toml")
+    }
+
+    fn default_config(
+        root: &Path,
+        source: &Server,
+        destinations: &[Server],
+        over: Option<(&Gate, &str)>,
+    ) -> toml::Table {
         let root = root.display();
         let mut text = format!(
             "[daemon]\nstate_dir = \"{root}/state\"\nlog_dir = \"{root}/log\"\nhost_timeout = \"5s\"\n\
@@ -772,15 +849,37 @@ impl World {
              [refreshes.nightly]\nsource = \"prod/db1\"\ndestinations = [\"rnd\"]\nlock_timeout = \"60s\"\n\
              max_outage = \"45s\"\ndrain_timeout = \"10s\"\nlong_transaction_age = \"1s\"\nspace_reserve = \"1MiB\"\n"
         );
+        let way = |environment: &str| match over {
+            None => "transport = \"local\"\n".to_owned(),
+            Some((gate, over)) => {
+                let over = match (over, environment) {
+                    ("mixed", "prod") => "ssh",
+                    ("mixed", _) => "openssh",
+                    (over, _) => over,
+                };
+                let address = gate.address();
+                format!("transport = \"{over}\"\naddress = \"{address}\"\nagent = \"uploaded\"\nsudo = false\n")
+            }
+        };
+        if let Some((gate, _)) = over {
+            text += &format!(
+                "[ssh]\nsessions = 1\nport = {}\nuser = \"{}\"\nidentity = \"{}\"\nknown_hosts = \"{}\"\n",
+                gate.port(),
+                gate.user(),
+                gate.identity().display(),
+                gate.known_hosts().display()
+            );
+        }
         for (environment, server, n) in
             std::iter::once(("prod", source, 0)).chain(destinations.iter().zip(1..).map(|(d, n)| ("rnd", d, n)))
         {
             let (d, name) = (server.dir.display(), &server.name);
             text += &format!(
-                "[environments.{environment}.hosts.{name}]\ntransport = \"local\"\ndatadir = \"{d}/data\"\n\
+                "[environments.{environment}.hosts.{name}]\n{}policy = \"{root}/host.toml\"\ndatadir = \"{d}/data\"\n\
                  socket = \"{d}/s\"\nuser = \"{}\"\nservice = {{ server = \"{}\", defaults_file = \"{d}/my.cnf\" }}\n\
                  dropin = \"{d}/conf.d/90-refreshd.cnf\"\nstate_dir = \"{root}/host\"\n\
                  start_timeout = \"30s\"\nstop_timeout = \"30s\"\n",
+                way(environment),
                 me(),
                 template::server().display(),
             );
@@ -838,7 +937,8 @@ impl World {
     /// Processes of the program that belong to this world.
     pub fn program_processes(&self) -> Vec<Process> {
         let root = self.root().as_os_str().as_encoded_bytes();
-        processes().filter(|p| p.program.starts_with("mysql-refreshd") && holds(&p.raw, root)).collect()
+        let ours = |name: &str| name.starts_with("mysql-refreshd") || name.starts_with("agent-");
+        processes().filter(|p| ours(&p.program) && holds(&p.raw, root)).collect()
     }
 
     /// Waits until no process of the program is left, and fails if one stays.

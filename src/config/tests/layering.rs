@@ -50,7 +50,7 @@ fn text_from_the_environment_is_not_reshaped() {
         .env("CONFIG", "/elsewhere");
     let config = world.config();
     let (host, refresh) = (config.host(&id("rnd/r1")).unwrap(), &config.refreshes["n"]);
-    assert_eq!(host.instance.user, "007");
+    assert_eq!(host.target.described().unwrap().user, "007");
     assert_eq!(host.password, Some(SecretRef::Credential("12345".to_owned())));
     assert!(refresh.policy.allow_primary_stop);
     assert_eq!(refresh.policy.compression, Compression::Level(7));
@@ -72,7 +72,7 @@ fn a_missing_main_file_is_named_unless_the_environment_is_enough() {
     world = world.env("ENVIRONMENTS__A__HOSTS__B", host);
     let config = world.config();
     assert_eq!(
-        config.host(&id("a/b")).unwrap().instance.service,
+        config.host(&id("a/b")).unwrap().target.described().unwrap().service,
         crate::instance::Service::Systemd { unit: "u.service".to_owned() }
     );
 }

@@ -91,8 +91,11 @@ fn the_minimal_example_loads_with_defaults() {
     assert_eq!((refresh.policy.clone(), refresh.enabled), (Policy::default(), true));
     assert!(refresh.schedule.is_none());
     let host = config.host(&id("rnd/r1")).unwrap();
-    assert_eq!(host.instance.state_dir, PathBuf::from("/var/lib/mysql-refreshd/host"));
-    assert_eq!((host.instance.start_timeout_s, host.instance.stop_timeout_s), (300, 900));
+    assert_eq!(host.target.described().unwrap().state_dir, PathBuf::from("/var/lib/mysql-refreshd/host"));
+    assert_eq!(
+        (host.target.described().unwrap().start_timeout_s, host.target.described().unwrap().stop_timeout_s),
+        (300, 900)
+    );
     assert_eq!(config.hosts().count(), 2);
 }
 
@@ -164,9 +167,21 @@ fn what_is_stored_reads_back() {
     assert_eq!(&serde_json::from_str::<Refresh>(&text).unwrap(), refresh);
     assert_eq!(postcard::from_bytes::<Refresh>(&postcard::to_stdvec(refresh).unwrap()).unwrap(), *refresh);
     let host = config.host(&id("rnd/r2")).unwrap();
-    assert_eq!(host.instance.datadir.to_str(), Some("/srv/r2"));
+    assert_eq!(host.target.described().unwrap().datadir.to_str(), Some("/srv/r2"));
     assert_eq!(&serde_json::from_str::<Host>(&serde_json::to_string(host).unwrap()).unwrap(), host);
     for wrong in ["a", "a/", "/b", "a/b/c", "A/b", "../b"] {
         assert!(wrong.parse::<HostId>().is_err() && serde_json::from_str::<HostId>(&format!("{wrong:?}")).is_err());
     }
+}
+
+#[test]
+fn the_example_of_a_host_policy_is_one() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/host.toml");
+    let text = fs::read_to_string(file).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("host.toml");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    let policy = crate::authority::Policy::read(&path).unwrap().unwrap();
+    assert!(policy.instances["main"].instance().unwrap().is_some());
 }

@@ -38,7 +38,7 @@ log_keep = 0
 log_level = "inf"
 log_dir = "logs"
 [environments.prod.hosts.db1]
-transport = "ssh"
+transport = "sssh"
 socket = "/s"
 service = { unit = "a", start = ["b"] }
 password = "hunter2"
@@ -72,14 +72,14 @@ space_reserve = "100%"
         "config.toml: environments.prod.hosts.Db2.service: this is missing (hint: Give `unit`, or `start` and \
          `stop`, or \
          `server` and `defaults_file`.)",
-        "config.toml: environments.prod.hosts.db1.transport: \"ssh\" is not in this version (hint: Write \"local\".)",
+        "config.toml: environments.prod.hosts.db1.transport: \"sssh\" is not one of local, ssh, openssh (hint: Did you mean `ssh`?)",
         "config.toml: environments.prod.hosts.db1.datadir: this key is missing",
-        "config.toml: environments.prod.hosts.db1.password: a table is expected here, not a text (hint: Write \
-         its keys in \
-         braces, like { key = \"value\" }, or below a [heading].)",
         "config.toml: environments.prod.hosts.db1.service: only one of these can be used: `unit` in \
          config.toml, `start` \
          in config.toml (hint: Keep one of them; tables of several layers are merged key by key.)",
+        "config.toml: environments.prod.hosts.db1.password: a table is expected here, not a text (hint: Write \
+         its keys in \
+         braces, like { key = \"value\" }, or below a [heading].)",
         "conf.d/a.toml: refreshes.n.time_zone: \"Europe/Berlim\" is not a time zone (hint: Did you mean \
          `Europe/Berlin`?)",
         "conf.d/a.toml: refreshes.n.schedule: \"61 * * * *\" is not a schedule: number out of bounds (hint: \
@@ -276,5 +276,55 @@ fn single_values_are_checked() {
     ] {
         let errors = World::refresh(key).errors();
         assert!(errors.len() == 1 && errors[0].contains(expected), "{key}: {errors:#?}");
+    }
+}
+
+#[test]
+fn hosts_that_are_reached_by_ssh() {
+    let world = World::new(
+        r#"
+[environments.prod.hosts.a]
+transport = "ssh"
+address = "a b"
+datadir = "/srv/x"
+[environments.prod.hosts.b]
+transport = "openssh"
+address = "b"
+ssh = { host_key = "SHA256:abc", passphrase = { file = "/p" } }
+agent = "own"
+[environments.prod.hosts.c]
+address = "c"
+datadir = "/srv/c"
+socket = "/s"
+service = { unit = "c" }
+agent_path = "/x"
+[environments.prod.hosts.d]
+transport = "ssh"
+address = "d"
+agent = "uploaded"
+ssh = { port = 70000, host_key = "hunter" }
+[environments.prod.hosts.e]
+transport = "ssh"
+address = "e"
+[environments.rnd.hosts.e]
+transport = "openssh"
+address = "e"
+"#,
+    );
+    let errors = world.errors().join("\n");
+    for expected in [
+        "hosts.a.address: \"a b\" cannot stand here",
+        "hosts.a.datadir: an installed agent takes this from its host's own policy (hint: Write it into /etc/mysql-refreshd/host.toml",
+        "hosts.b: the transport openssh cannot pin a key by its fingerprint",
+        "hosts.b: the transport openssh cannot be given a `passphrase`",
+        "hosts.b.agent: this is nothing for the transport openssh (hint: Write \"installed\" or \"uploaded\".)",
+        "hosts.c.address: a host on this machine has no address",
+        "hosts.c.agent_path: this has no meaning for `agent = \"own\"`",
+        "hosts.d.ssh.port: a port from 1 to 65535 is expected",
+        "hosts.d.ssh.host_key: this is no host key",
+        "hosts.d.datadir: this key is missing",
+        "rnd.hosts.e.instance: this is the instance of prod/e too",
+    ] {
+        assert!(errors.contains(expected), "{expected}\nis not in\n{errors}");
     }
 }
