@@ -56,9 +56,7 @@ impl Engaged {
     pub fn consent(&self) -> Outcome<()> {
         self.authority.consent(&self.instance.datadir, self.from.as_deref())
     }
-}
 
-impl Engaged {
     /// Whether the owner lets the source's accounts, or its events, come along.
     pub fn allows(&self, own_accounts: bool, disable_events: bool) -> Outcome<()> {
         let Some(bounds) = self.bounds else { return Ok(()) };

@@ -41,31 +41,23 @@ pub async fn examine(
         ends
     };
     let place = host.route.address().map_or_else(|| "this machine".to_owned(), |address| address.shown());
+    // both roles are asked alike, over types of their own
+    macro_rules! ask {
+        ($host:ty) => {{
+            let mut remote = <$host>::new(host.clone(), context);
+            if found(format!("{place} lets us in and starts the agent"), remote.0.can_be_reached().await.err())
+                || found(format!("it may be a {role}"), remote.identify().await.err())
+            {
+                return findings;
+            }
+            let facts = remote.facts().await;
+            remote.0.close().await;
+            facts
+        }};
+    }
     let facts: Result<Facts, Problem> = match role {
-        Role::Source => {
-            let mut remote = SourceHost::new(host.clone(), context);
-            if found(format!("{place} lets us in and starts the agent"), remote.0.can_be_reached().await.err()) {
-                return findings;
-            }
-            if found(format!("it may be a {role}"), remote.identify().await.err()) {
-                return findings;
-            }
-            let facts = remote.facts().await;
-            remote.0.close().await;
-            facts
-        }
-        Role::Destination => {
-            let mut remote = DestinationHost::new(host.clone(), context);
-            if found(format!("{place} lets us in and starts the agent"), remote.0.can_be_reached().await.err()) {
-                return findings;
-            }
-            if found(format!("it may be a {role}"), remote.identify().await.err()) {
-                return findings;
-            }
-            let facts = remote.facts().await;
-            remote.0.close().await;
-            facts
-        }
+        Role::Source => ask!(SourceHost),
+        Role::Destination => ask!(DestinationHost),
     };
     let facts = match facts {
         Ok(facts) => facts,
