@@ -47,6 +47,7 @@ pub struct Accounts {
 
 /// Reads them from a running server.
 pub async fn capture(sql: &mut Sql, flavour: Flavour) -> Outcome<Accounts> {
+    same_values(sql).await?;
     let mut all = Vec::new();
     for name in tables(flavour) {
         let columns = columns(sql, name).await?;
@@ -70,6 +71,7 @@ impl Accounts {
     /// Puts them in place of what the copy holds, and reads them back. The session that does it keeps its rights until it
     /// ends; the account it logged in with is gone afterwards.
     pub async fn restore(&self, sql: &mut Sql) -> Outcome<()> {
+        same_values(sql).await?;
         for table in &self.tables {
             let theirs = columns(sql, table.name).await?;
             if theirs != table.columns {
@@ -98,6 +100,12 @@ impl Accounts {
         }
         sql.execute("FLUSH PRIVILEGES").await
     }
+}
+
+/// Times are read and written in one time zone, whatever the servers' are, and zero dates go in as they came.
+async fn same_values(sql: &mut Sql) -> Outcome<()> {
+    sql.execute("SET time_zone = '+00:00'").await?;
+    sql.execute("SET sql_mode = ''").await
 }
 
 /// Columns that hold data; generated ones cannot be written.

@@ -15,11 +15,12 @@ use super::session::{Inbox, Session, WINDOW};
 use super::source::{blocking, prove_stopped, take_lock};
 use super::sql::Sql;
 use super::stage::{self, Work};
-use super::{accounts, facts, isolated, receive, runtime, server, swap};
+use super::{accounts, facts, isolated, receive, runtime, server, swap, upgrade};
 use crate::lock::Lock;
 use crate::mysql::Flavour;
 use crate::mysql::dropin;
 use crate::mysql::files::Names;
+use crate::mysql::isolated::own_values;
 use crate::mysql::variables::{effective, layout_variables, same_setting, secret_setting, sound_layout};
 use crate::problem::{Explain, Outcome, Problem};
 use crate::wire::facts::Identity;
@@ -245,7 +246,7 @@ impl Destination {
         self.open.allows(options.own_accounts, options.disable_events)?;
         // where this server's own program files are (a tarball's are not where they were compiled to be), and the size of its
         // redo log, which would be changed twice otherwise
-        for name in ["basedir", "plugin_dir", "lc_messages_dir", "character_sets_dir", "innodb_log_file_size"] {
+        for name in own_values(&self.variables) {
             // the controller has no say in them
             options.layout.remove(name);
             if let Some(value) = self.variables.get(name) {
@@ -271,6 +272,10 @@ impl Destination {
             variables: &self.variables,
             options: &options,
             accounts,
+            upgrade_tool: upgrade::tool(
+                self.executable.as_deref().unwrap_or(Path::new("/")),
+                self.variables.get("basedir").map_or("", String::as_str),
+            ),
             limit: Duration::from_secs(self.open.instance.start_timeout_s.into()),
         };
         let installed =
@@ -377,7 +382,7 @@ impl Destination {
             return Err(Problem::failed(format!("settings are not in effect: {}", wrong.join(", ")))
                 .hint("Is the drop-in's folder read by the server, and last? An option after it, on the command line or in mysqld-auto.cnf wins."));
         }
-        let counts = runtime::counts(&mut sql).await?;
+        let counts = runtime::counts(&mut sql, runtime::version(&variables)?.flavour).await?;
         if counts != options.counts {
             return Err(Problem::failed(format!(
                 "the server shows other objects than the isolated start: {counts:?}, not {:?}",

@@ -14,10 +14,10 @@ use super::receive::is_root;
 use super::server::{self, Process};
 use super::sql::Sql;
 use super::stage::Work;
-use super::{runtime, swap, tree};
+use super::{runtime, swap, tree, upgrade};
 use crate::instance::{Instance, Service};
-use crate::mysql::Flavour;
 use crate::mysql::files::Names;
+use crate::mysql::{Flavour, xa};
 use crate::problem::{Explain, Outcome, Problem};
 use crate::wire::facts::{DiskFacts, Facts, Identity, ServerFacts};
 use crate::wire::message::{Extra, Role};
@@ -102,18 +102,25 @@ async fn ask(
     };
     let maria = flavour == Flavour::MariaDb;
     let either = |a: &'static str, b: &'static str| if maria { a } else { b };
-    let plugins =
+    let mut plugins =
         sql.column("SELECT PLUGIN_NAME FROM information_schema.PLUGINS WHERE PLUGIN_STATUS = 'ACTIVE'").await?;
+    let mut persisted = BTreeMap::new();
+    if !maria {
+        plugins.extend(sql.column("SELECT component_urn FROM mysql.component").await?);
+        persisted =
+            sql.pairs("SELECT VARIABLE_NAME, VARIABLE_VALUE FROM performance_schema.persisted_variables").await?;
+    }
+    let basedir = variables.get("basedir").map_or("", String::as_str);
     Ok(ServerFacts {
         pid: process.pid,
-        settings_problem: validate(instance, &executable).await,
+        upgrade_tool: upgrade::tool(&executable, basedir).is_some(),
+        persisted,
+        settings_problem: validate(instance, flavour, &executable).await,
         executable,
         executable_replaced,
         replicates_from: runtime::replication(sql, flavour).await?.into_iter().map(|(name, ..)| name).collect(),
-        replicas: sql
-            .column("SELECT CONCAT(USER, '@', HOST) FROM information_schema.PROCESSLIST WHERE COMMAND LIKE 'Binlog Dump%'")
-            .await?,
-        prepared_xa: sql.named(either("XA RECOVER FORMAT='SQL'", "XA RECOVER")).await?.into_iter().map(|r| r.get("data").cloned().unwrap_or_default()).collect(),
+        replicas: replicas(sql).await?,
+        prepared_xa: prepared_xa(sql, flavour).await?,
         memory_tables: sql
             .column("SELECT CONCAT(TABLE_SCHEMA, '.', TABLE_NAME) FROM information_schema.TABLES WHERE ENGINE = 'MEMORY' AND TABLE_TYPE = 'BASE TABLE' AND TABLE_SCHEMA NOT IN ('information_schema','performance_schema')")
             .await?,
@@ -131,6 +138,19 @@ async fn ask(
             )).await?,
         variables,
     })
+}
+
+/// Who reads this server's binary log. Not from information_schema.PROCESSLIST, which MySQL is about to drop.
+async fn replicas(sql: &mut Sql) -> Outcome<Vec<String>> {
+    let text = |row: &BTreeMap<String, String>, name: &str| row.get(name).cloned().unwrap_or_default();
+    let all = sql.named("SHOW PROCESSLIST").await?;
+    let dumps = all.iter().filter(|row| text(row, "Command").starts_with("Binlog Dump"));
+    Ok(dumps.map(|row| format!("{}@{}", text(row, "User"), text(row, "Host"))).collect())
+}
+
+async fn prepared_xa(sql: &mut Sql, flavour: Flavour) -> Outcome<Vec<String>> {
+    let listed = sql.named(xa::list(flavour)).await?;
+    Ok(listed.iter().map(|row| xa::id(flavour, row).unwrap_or_else(|| format!("{row:?}"))).collect())
 }
 
 /// Tablespaces whose file is outside. MariaDB: names in INNODB_SYS_TABLESPACES; MySQL: information_schema.FILES, the only
@@ -154,19 +174,20 @@ async fn encrypted(sql: &mut Sql, maria: bool) -> Outcome<Vec<String>> {
     sql.column("SELECT NAME FROM information_schema.INNODB_TABLESPACES WHERE ENCRYPTION = 'Y'").await
 }
 
-/// Whether a start would understand the settings on disk: the server's own `--help --verbose` reads them all and ends. An
-/// empty datadir keeps it away from the live one (it would read mysql.plugin there).
-async fn validate(instance: &Instance, executable: &Path) -> Option<String> {
+/// Whether a start would understand the settings on disk: MySQL has an option for that (its `--help` passes over what it
+/// does not know, verified on 9.7.4); MariaDB's `--help --verbose` reads them all and ends. An empty datadir keeps both away
+/// from the live one (MariaDB would read mysql.plugin there).
+async fn validate(instance: &Instance, flavour: Flavour, executable: &Path) -> Option<String> {
     let executable = executable.to_owned();
     let file = match &instance.service {
         Service::Process { defaults_file, .. } => Some(defaults_file.clone()),
         _ => None,
     };
     let datadir = instance.datadir.clone();
-    tokio::task::spawn_blocking(move || validate_blocking(&executable, file, &datadir)).await.unwrap_or(None)
+    tokio::task::spawn_blocking(move || validate_blocking(&executable, flavour, file, &datadir)).await.unwrap_or(None)
 }
 
-fn validate_blocking(executable: &Path, file: Option<PathBuf>, datadir: &Path) -> Option<String> {
+fn validate_blocking(executable: &Path, flavour: Flavour, file: Option<PathBuf>, datadir: &Path) -> Option<String> {
     // nobody has such a folder, and nobody but root could make it
     let empty = Path::new("/nonexistent/mysql-refreshd");
     let mut command = Command::new(executable);
@@ -175,7 +196,7 @@ fn validate_blocking(executable: &Path, file: Option<PathBuf>, datadir: &Path) -
         let Ok(owner) = std::fs::metadata(datadir) else { return Some("its datadir cannot be looked at".to_owned()) };
         if owner.uid() != 0 {
             command.uid(owner.uid()).gid(owner.gid());
-        } else if !belongs_to_root(executable) {
+        } else if !upgrade::root_only(executable) {
             return Some(format!("{} is not root's alone, and would be run by root", executable.display()));
         }
     }
@@ -186,7 +207,8 @@ fn validate_blocking(executable: &Path, file: Option<PathBuf>, datadir: &Path) -
     }
     let mut at = std::ffi::OsString::from("--datadir=");
     at.push(empty);
-    let output = command.arg(at).args(["--help", "--verbose"]).stdin(Stdio::null()).output();
+    let ask: &[&str] = if flavour.is_mysql() { &["--validate-config"] } else { &["--help", "--verbose"] };
+    let output = command.arg(at).args(ask).stdin(Stdio::null()).output();
     match output {
         Ok(output) if output.status.success() => None,
         Ok(output) => {
@@ -197,11 +219,6 @@ fn validate_blocking(executable: &Path, file: Option<PathBuf>, datadir: &Path) -
         }
         Err(error) => Some(format!("{} cannot be executed: {error}", executable.display())),
     }
-}
-
-/// Whether only root can change a program.
-fn belongs_to_root(program: &Path) -> bool {
-    std::fs::metadata(program).is_ok_and(|meta| meta.uid() == 0 && meta.mode() & 0o022 == 0)
 }
 
 fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {

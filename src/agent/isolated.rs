@@ -16,11 +16,10 @@ use secrecy::SecretString;
 
 use super::accounts::Accounts;
 use super::receive::{chown, is_root};
-use super::runtime::counts;
 use super::session::Session;
 use super::sql::Sql;
 use super::stage::{Work, make_dir, remove};
-use super::{server, tree};
+use super::{defuse, runtime, server, tree, upgrade};
 use crate::failpoint;
 use crate::mysql::files::Names;
 use crate::mysql::identifier::quote_string;
@@ -45,8 +44,18 @@ pub struct Plan<'a> {
     pub options: &'a InstallOptions,
     /// The destination's accounts; None: leave the source's.
     pub accounts: Option<Accounts>,
+    /// The vendor's upgrade tool, where there is one.
+    pub upgrade_tool: Option<PathBuf>,
     /// Longest time for start and stop.
     pub limit: Duration,
+}
+
+impl Plan<'_> {
+    fn upgrade_tool(&self) -> Outcome<&Path> {
+        self.upgrade_tool.as_deref().ok_or_else(|| {
+            Problem::failed("the copy is of an older series, and this host has no mariadb-upgrade beside its server")
+        })
+    }
 }
 
 /// A running isolated server. Killed when dropped: its datadir is then thrown away.
@@ -74,6 +83,9 @@ pub async fn install(plan: Plan<'_>, session: &Session) -> Outcome<Installed> {
     let result = async {
         let mut sql = connect(&plan, &place, &mut server, &password, session).await?;
         let _ = std::fs::remove_file(place.join("init.sql"));
+        if plan.options.upgrade && plan.flavour == Flavour::MariaDb {
+            upgrade::run(plan.upgrade_tool()?, &place, plan.work.owner()?, session).await?;
+        }
         change(&mut sql, &plan, session).await
     }
     .await
@@ -87,20 +99,17 @@ pub async fn install(plan: Plan<'_>, session: &Session) -> Outcome<Installed> {
 
 fn start(plan: &Plan<'_>, place: &Path, password: &str) -> Outcome<Server> {
     let owner = plan.work.owner()?;
+    let socket = place.join("s.sock");
     let init = place.join("init.sql");
     let mut text = isolated::init_statements(plan.flavour, ADMIN, &quote_string(password)).join(";\n");
     text.push_str(";\n");
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&init)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .explain(|| format!("cannot write {}", init.display()))?;
+    write_private(&init, &text)?;
+    let options = place.join(upgrade::OPTIONS);
+    write_private(&options, &upgrade::options(&socket, ADMIN, password))?;
     let temporary = place.join("tmp");
     make_dir(&temporary)?;
-    // the folder changes hands last: nobody else writes here before
-    for path in [&init, &temporary, &place.to_owned()] {
+    // the folder changes hands last: nobody else writes here before, and root writes nothing here afterwards
+    for path in [&init, &options, &temporary, &place.to_owned()] {
         chown(path, owner)?;
     }
     // as the server's account from the first instruction; only a datadir that is root's is served by root
@@ -109,7 +118,7 @@ fn start(plan: &Plan<'_>, place: &Path, password: &str) -> Outcome<Server> {
     let arguments = isolated::arguments(&isolated::Isolated {
         flavour: plan.flavour,
         datadir: &plan.work.stage(),
-        socket: &place.join("s.sock"),
+        socket: &socket,
         pid_file: &place.join("server.pid"),
         log_error: &place.join("error.log"),
         init_file: &init,
@@ -133,6 +142,16 @@ fn start(plan: &Plan<'_>, place: &Path, password: &str) -> Outcome<Server> {
         .spawn()
         .explain(|| format!("cannot execute {}", plan.executable.display()))?;
     Ok(Server { child })
+}
+
+fn write_private(path: &Path, text: &str) -> Outcome<()> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .explain(|| format!("cannot write {}", path.display()))
 }
 
 async fn connect(
@@ -169,14 +188,14 @@ async fn connect(
 
 /// All changes to the copy; the accounts come last, as the session's own account goes with them.
 async fn change(sql: &mut Sql, plan: &Plan<'_>, session: &Session) -> Outcome<Installed> {
-    let mut done = Installed { xa: roll_back_xa(sql, plan).await?, ..Installed::default() };
-    done.defused = defuse(sql).await?;
+    let version = runtime::version(&sql.variables().await?)?;
+    let xa = defuse::roll_back_xa(sql, version.flavour, plan.options.rollback_xa).await?;
+    let mut done = Installed { xa, ..Installed::default() };
+    done.defused = defuse::disconnect(sql, &version).await?;
     if plan.options.disable_events {
-        // not ALTER EVENT, which would make its own account the definer
-        done.events = sql.number("SELECT COUNT(*) FROM mysql.event WHERE status <> 'DISABLED'").await?;
-        sql.execute("UPDATE mysql.event SET status = 'DISABLED' WHERE status <> 'DISABLED'").await?;
+        done.events = defuse::disable_events(sql, version.flavour).await?;
     }
-    done.counts = counts(sql).await?;
+    done.counts = runtime::counts(sql, version.flavour).await?;
     failpoint::reach("install:accounts").await?;
     session.check()?;
     match &plan.accounts {
@@ -186,35 +205,11 @@ async fn change(sql: &mut Sql, plan: &Plan<'_>, session: &Session) -> Outcome<In
         }
         None => sql.execute(&format!("DROP USER {ADMIN}@localhost")).await?,
     }
+    if plan.options.upgrade {
+        // the next start finds nothing of the older version left to do; only this server's time is spent
+        sql.execute("SET GLOBAL innodb_fast_shutdown = 0").await?;
+    }
     Ok(done)
-}
-
-/// Prepared XA transactions survive a clean stop and a copy, and hold their row locks for ever.
-async fn roll_back_xa(sql: &mut Sql, plan: &Plan<'_>) -> Outcome<u64> {
-    let prepared = sql.named("XA RECOVER FORMAT='SQL'").await?;
-    if !prepared.is_empty() && !plan.options.rollback_xa {
-        return Err(Problem::failed(format!("the copy holds {} prepared XA transaction(s)", prepared.len()))
-            .hint("Set `xa_prepared = \"rollback\"` to roll them back in the copy; the source keeps them."));
-    }
-    for row in &prepared {
-        let id = row.get("data").map_or("", String::as_str);
-        sql.execute(&format!("XA ROLLBACK {id}")).await?;
-    }
-    Ok(prepared.len() as u64)
-}
-
-/// Removes everything that would make the copy talk to production. MariaDB only, as the caller's preflight guarantees.
-async fn defuse(sql: &mut Sql) -> Outcome<u64> {
-    let connections = sql.named("SHOW ALL SLAVES STATUS").await?;
-    sql.execute("STOP ALL SLAVES").await?;
-    for row in &connections {
-        let name = row.get("Connection_name").map_or("", String::as_str);
-        sql.execute(&format!("RESET SLAVE {} ALL", quote_string(name))).await?;
-    }
-    sql.execute("SET GLOBAL gtid_slave_pos = ''").await?;
-    let servers = sql.number("SELECT COUNT(*) FROM mysql.servers").await?;
-    sql.execute("DELETE FROM mysql.servers").await?;
-    Ok(connections.len() as u64 + servers)
 }
 
 async fn stop(server: &mut Server, limit: Duration, session: &Session) -> Outcome<()> {
@@ -267,5 +262,7 @@ fn random_password() -> Outcome<String> {
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
         .explain(|| "cannot read /dev/urandom")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    // what a password check that travels with MySQL's copy wants to see (verified: validate_password's rows do travel)
+    Ok(format!("{hex}-Aa1"))
 }

@@ -14,6 +14,7 @@ mod destination;
 mod source;
 
 mod accounts;
+mod defuse;
 mod drain;
 mod engage;
 mod facts;
@@ -27,3 +28,4 @@ mod stage;
 mod stream;
 mod swap;
 mod tree;
+mod upgrade;

@@ -133,8 +133,7 @@ pub fn bare(value: &str) -> String {
 }
 
 /// Object counts of a server, system schemas left out: what must be equal between two starts of one image.
-/// MariaDB only, as the callers' preflight guarantees.
-pub async fn counts(sql: &mut Sql) -> Outcome<crate::wire::message::Counts> {
+pub async fn counts(sql: &mut Sql, flavour: Flavour) -> Outcome<crate::wire::message::Counts> {
     const NOT_SYSTEM: &str = "NOT IN ('mysql','information_schema','performance_schema','sys')";
     let mut objects = BTreeMap::new();
     for (kind, query) in [
@@ -149,8 +148,14 @@ pub async fn counts(sql: &mut Sql) -> Outcome<crate::wire::message::Counts> {
         ("indexes", format!("SELECT COUNT(*) FROM information_schema.STATISTICS WHERE TABLE_SCHEMA {NOT_SYSTEM}")),
         ("triggers", format!("SELECT COUNT(*) FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA {NOT_SYSTEM}")),
         ("routines", format!("SELECT COUNT(*) FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA {NOT_SYSTEM}")),
-        // information_schema.EVENTS is an error while the scheduler is disabled (verified on MariaDB 10.11.19)
-        ("events", format!("SELECT COUNT(*) FROM mysql.event WHERE db {NOT_SYSTEM}")),
+        (
+            "events",
+            match flavour {
+                // information_schema.EVENTS is an error while the scheduler is disabled (verified on 10.11.19)
+                Flavour::MariaDb => format!("SELECT COUNT(*) FROM mysql.event WHERE db {NOT_SYSTEM}"),
+                _ => format!("SELECT COUNT(*) FROM information_schema.EVENTS WHERE EVENT_SCHEMA {NOT_SYSTEM}"),
+            },
+        ),
     ] {
         objects.insert(kind.to_owned(), sql.number(&query).await?);
     }

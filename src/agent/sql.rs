@@ -99,6 +99,11 @@ impl Sql {
         Ok(self.column(query).await?.first().and_then(|text| text.parse().ok()).unwrap_or(0))
     }
 
+    /// Two columns as a map; names in lower case, NULL as an empty text.
+    pub async fn pairs(&mut self, query: &str) -> Outcome<BTreeMap<String, String>> {
+        pairs(self.texts(query).await?)
+    }
+
     /// All global variables.
     pub async fn variables(&mut self) -> Outcome<BTreeMap<String, String>> {
         pairs(self.texts("SHOW GLOBAL VARIABLES").await?)

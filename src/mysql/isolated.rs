@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::identifier::quote_identifier;
-use super::variables::{data_files, layout_variables, sound_layout};
+use super::variables::{data_files, keeps_undo, layout_variables, sound_layout};
 use super::version::Flavour;
 
 /// What an isolated start needs to know. All paths are absolute and lie inside the run's own folders.
@@ -36,8 +36,18 @@ pub struct Isolated<'a> {
     pub layout: &'a BTreeMap<String, String>,
 }
 
-/// Where the destination's server finds its own files, and the size its redo log will have: it need not be changed twice.
-const PLACES: [&str; 5] = ["basedir", "plugin_dir", "lc_messages_dir", "character_sets_dir", "innodb_log_file_size"];
+/// Where the destination's server finds its own files.
+const PLACES: [&str; 4] = ["basedir", "plugin_dir", "lc_messages_dir", "character_sets_dir"];
+
+/// The size its redo log will have: it need not be changed twice.
+const REDO_SIZES: [&str; 2] = ["innodb_log_file_size", "innodb_redo_log_capacity"];
+
+/// The variables whose value is the destination's own, whatever the source's: places, the size of the redo log, and the
+/// number of undo tablespaces where servers keep those they find or make them anew.
+pub fn own_values(destination: &BTreeMap<String, String>) -> Vec<&'static str> {
+    let undo = keeps_undo(destination).then_some("innodb_undo_tablespaces");
+    PLACES.into_iter().chain(REDO_SIZES).chain(undo).collect()
+}
 
 /// Both flavours: nobody gets in from outside, nothing runs by itself, nothing is written but data, little memory.
 const COMMON: [&str; 14] = [
@@ -107,7 +117,9 @@ pub fn arguments(isolated: &Isolated<'_>) -> Vec<OsString> {
     arguments.extend(isolated.user.map(|user| OsString::from(format!("--user={user}"))));
     let own = if isolated.flavour.is_mysql() { MYSQL.as_slice() } else { MARIADB.as_slice() };
     arguments.extend(COMMON.iter().chain(own).map(OsString::from));
-    let layout = layout_variables(isolated.flavour).iter().chain(&PLACES);
+    // MySQL has both, and the older one would take part in the newer one's value
+    let redo = if isolated.layout.contains_key(REDO_SIZES[1]) { &REDO_SIZES[1..] } else { &REDO_SIZES[..1] };
+    let layout = layout_variables(isolated.flavour).iter().chain(&PLACES).chain(redo);
     arguments.extend(layout.filter_map(|name| layout_argument(name, isolated.layout.get(*name)?)));
     arguments
 }

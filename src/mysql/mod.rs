@@ -15,5 +15,6 @@ pub mod isolated;
 
 pub mod dropin;
 pub mod errorlog;
+pub mod xa;
 
 pub use version::{Flavour, Version};

@@ -93,9 +93,10 @@ pub fn layout_differences(
 }
 
 /// From 10.11 on a server takes the undo tablespaces it finds, whatever the variable says (verified on 10.11.19).
-fn keeps_undo(vars: &BTreeMap<String, String>) -> bool {
-    let version = vars.get("version").and_then(|text| super::Version::parse(text, "MariaDB"));
-    version.is_some_and(|version| version.series() >= (10, 11))
+pub(super) fn keeps_undo(vars: &BTreeMap<String, String>) -> bool {
+    let comment = vars.get("version_comment").map_or("", String::as_str);
+    let version = vars.get("version").and_then(|text| super::Version::parse(text, comment));
+    version.is_some_and(|version| version.flavour == Flavour::MariaDb && version.series() >= (10, 11))
 }
 
 /// One file of the system tablespace.

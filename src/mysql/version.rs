@@ -53,8 +53,8 @@ pub struct Version {
 pub enum PairVerdict {
     /// The datadir can be used as it is.
     Same,
-    /// The destination is newer: the copy is upgraded at its first start, and the source should stop with
-    /// `innodb_fast_shutdown = 0` before it (MariaDB and MySQL documentation; Vitess demands it).
+    /// The destination is newer: the copy is upgraded at its first start. A source that stops with `innodb_fast_shutdown = 1`
+    /// will do (MariaDB documentation, upgrading between major versions: 0 or 1); its outage does not pay for the upgrade.
     Upgrade,
     /// No copy between these two, and why.
     Refused(String),

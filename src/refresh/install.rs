@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::hosts::Destination;
+use super::safety::upgrades;
 use super::undo::Undo;
 use crate::config::{Accounts, Events, KeepPrevious, Layout, Policy, Refresh, XaPrepared};
 use crate::mysql::Flavour;
@@ -45,6 +46,7 @@ pub async fn install(destination: &mut Destination, shared: &Shared<'_>, report:
         own_accounts,
         disable_events: policy.events == Events::Disable,
         rollback_xa: policy.xa_prepared == XaPrepared::Rollback,
+        upgrade: destination.facts.as_ref().is_some_and(|facts| upgrades(shared.variables, facts)),
         extra: shared.extra.clone(),
     };
     let installed = destination.host.install(options).await?;

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::config::{Accounts, Events, HostId, Layout, Policy, Refresh, XaPrepared};
+use crate::mysql::Version;
 use crate::mysql::dropin::denied;
-use crate::mysql::variables::{cluster_reasons, effective, encryption_reasons, layout_differences, outside_datadir};
+use crate::mysql::variables::{
+    cluster_reasons, effective, encryption_reasons, layout_differences, outside_datadir, same_setting, secret_setting,
+};
 use crate::mysql::version::{PairVerdict, judge_pair};
-use crate::mysql::{Flavour, Version};
 use crate::report::human_bytes;
 use crate::wire::facts::{Facts, ServerFacts};
 use crate::wire::message::Role;
@@ -205,11 +207,11 @@ fn server_rules<'a>(verdict: &mut Verdict, side: &Side<'a>) -> Option<&'a Server
         return None;
     };
     let Some(version) = version(server) else {
-        verdict.refuse(id, "the server's version is not understood", "MariaDB 10.6 or newer is supported.");
+        verdict.refuse(id, "the server's version is not understood", SUPPORTED);
         return None;
     };
-    if version.flavour != Flavour::MariaDb {
-        verdict.refuse(id, format!("{version} is not supported yet"), "This version refreshes MariaDB servers.");
+    if let Some(why) = too_old(&version) {
+        verdict.refuse(id, format!("{version} is too old: {why}"), SUPPORTED);
         return None;
     }
     if server.executable_replaced {
@@ -253,9 +255,28 @@ fn server_rules<'a>(verdict: &mut Verdict, side: &Side<'a>) -> Option<&'a Server
     Some(server)
 }
 
+const SUPPORTED: &str = "MariaDB 10.8 and newer, and MySQL 8.0.30 and newer are supported.";
+
+/// Before these, the redo log has another format, and a clean stop could not be proven.
+fn too_old(version: &Version) -> Option<&'static str> {
+    const WHY: &str = "its redo log's format is not known here";
+    let first = if version.flavour.is_mysql() { (8, 0, 30) } else { (10, 8, 0) };
+    ((version.major, version.minor, version.patch) < first).then_some(WHY)
+}
+
 fn version(server: &ServerFacts) -> Option<Version> {
-    let get = |name: &str| server.variables.get(name).map_or("", String::as_str);
+    version_in(&server.variables)
+}
+
+fn version_in(variables: &BTreeMap<String, String>) -> Option<Version> {
+    let get = |name: &str| variables.get(name).map_or("", String::as_str);
     Version::parse(get("version"), get("version_comment"))
+}
+
+/// Whether a copy of a server with these variables has to be brought up to this destination's version.
+pub fn upgrades(source: &BTreeMap<String, String>, destination: &Facts) -> bool {
+    let to = destination.server.as_ref().and_then(version);
+    matches!((version_in(source), to), (Some(from), Some(to)) if judge_pair(&from, &to) == PairVerdict::Upgrade)
 }
 
 fn destination_rules(verdict: &mut Verdict, destination: &Side<'_>) {
@@ -274,6 +295,19 @@ fn destination_rules(verdict: &mut Verdict, destination: &Side<'_>) {
         );
     }
     let (id, disk) = (destination.id, &destination.facts.disk);
+    for (name, wanted) in destination.settings {
+        if let Some(value) = effective(&server.persisted, name).filter(|value| !same_setting(name, wanted, value)) {
+            // what is persisted may be a secret
+            let shown = if secret_setting(name) { "another value".to_owned() } else { format!("{value:?}") };
+            verdict.refuse(
+                id,
+                format!(
+                    "{name} was set to {shown} by SET PERSIST, which overrides option files and the settings pushed"
+                ),
+                format!("RESET PERSIST {name} there, or leave it out of the settings."),
+            );
+        }
+    }
     if destination.facts.installed {
         for (name, why) in destination.settings.keys().filter_map(|name| Some((name, denied(name)?))) {
             verdict.refuse(id, format!("the setting {name} may not be pushed to it"), format!("{why}."));
@@ -372,7 +406,8 @@ fn space(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>, destinations
 /// Bytes that the first start of a copy needs beside it: a redo log of the destination's size, temporary tablespaces.
 fn first_start(facts: &Facts) -> u64 {
     let size = |name| facts.server.as_ref().and_then(|s| s.variables.get(name)).and_then(|v| v.parse::<u64>().ok());
-    size("innodb_log_file_size").unwrap_or(96 << 20) + (64 << 20)
+    let redo = size("innodb_redo_log_capacity").or(size("innodb_log_file_size"));
+    redo.unwrap_or(96 << 20) + (64 << 20)
 }
 
 /// Bytes a stage may use: what is free, and what goes before it is made.
@@ -391,10 +426,19 @@ fn pair(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>, destination: 
     let id = destination.id;
     match judge_pair(&from_version, &to_version) {
         PairVerdict::Same => {}
-        PairVerdict::Upgrade => verdict.refuse(
+        PairVerdict::Upgrade if to_version.flavour.is_mysql() => verdict.refuse(
             id,
-            format!("runs {to_version}, newer than the source's {from_version}: an upgrade on the first start is not supported yet"),
+            format!("runs {to_version}, newer than the source's {from_version}: upgrades of MySQL on the way were never tried"),
             "Bring both to the same series.",
+        ),
+        PairVerdict::Upgrade if !to.upgrade_tool => verdict.refuse(
+            id,
+            format!("runs {to_version}, newer than the source's {from_version}, and has no mariadb-upgrade beside its server"),
+            "Install the client programs of the same version there.",
+        ),
+        PairVerdict::Upgrade => verdict.warn(
+            id,
+            format!("runs {to_version}, newer than the source's {from_version}: the copy is upgraded in isolation"),
         ),
         PairVerdict::Refused(reason) => verdict.refuse(id, reason, "Bring the destination to the source's version."),
     }
@@ -413,6 +457,11 @@ fn pair(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>, destination: 
             "layout settings must follow the data, but there is no drop-in",
             "Set `dropin` of the host.",
         );
+    }
+    let uuid = |server: &ServerFacts| server.variables.get("server_uuid").cloned().filter(|uuid| !uuid.is_empty());
+    if uuid(from).is_some() && uuid(from) == uuid(to) {
+        verdict
+            .warn(id, format!("has the server_uuid of {}: its auto.cnf was copied at some time; remove it", source.id));
     }
     let missing: Vec<&str> = from.plugins.iter().filter(|p| !to.plugins.contains(p)).map(String::as_str).collect();
     if !missing.is_empty() {

@@ -75,8 +75,12 @@ pub struct ServerFacts {
     pub outside_files: Vec<String>,
     /// Encrypted tablespaces.
     pub encrypted: Vec<String>,
-    /// Active plugins.
+    /// Active plugins, and MySQL's components.
     pub plugins: Vec<String>,
+    /// MySQL: variables set by SET PERSIST, with their values; they override option files.
+    pub persisted: BTreeMap<String, String>,
+    /// MariaDB: the vendor's upgrade tool belongs to this server.
+    pub upgrade_tool: bool,
     /// Rows of mysql.servers and tables of engines that reach out to other servers.
     pub remote_tables: Vec<String>,
     /// Accounts and roles, system ones not counted.

@@ -206,6 +206,8 @@ pub struct InstallOptions {
     pub disable_events: bool,
     /// Roll back prepared XA transactions.
     pub rollback_xa: bool,
+    /// The copy is of an older series than the server: upgrade it.
+    pub upgrade: bool,
     /// Extra top-level names, for the files each host keeps.
     pub extra: Extra,
 }
