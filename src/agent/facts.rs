@@ -234,12 +234,21 @@ fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {
         free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
         unguarded,
         mount_point: is_mount_point(&work.datadir),
+        lower_layer: in_lower_layer(&work.datadir),
         writable: writable(place) && writable(parent),
         previous_bytes: tree::bytes_below(&work.previous()),
         stage_bytes: tree::bytes_below(&work.stage()),
         interrupted_swap: swap::journal(work)?.map(|journal| journal.run),
         dropin_writable: instance.dropin.as_ref().map(|path| path.parent().is_some_and(writable)),
     })
+}
+
+/// Whether a folder on overlayfs has a part in a lower layer, as one that came with a container's image: rename answers EXDEV
+/// then. Such a folder, and on overlayfs only such a one, has one link (verified; kernel, fs/overlayfs/inode.c).
+fn in_lower_layer(folder: &Path) -> bool {
+    const OVERLAYFS: u64 = 0x794c_7630;
+    let overlay = rustix::fs::statfs(folder).is_ok_and(|stat| stat.f_type as u64 == OVERLAYFS);
+    overlay && std::fs::metadata(folder).is_ok_and(|meta| meta.nlink() == 1)
 }
 
 /// Also bind mounts, which have the device of their parent.

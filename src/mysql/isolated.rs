@@ -161,6 +161,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn some_values_are_the_destinations_own() {
+        let vars = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let undo = "innodb_undo_tablespaces";
+        assert!(own_values(&vars(&[("version", "11.8.6-MariaDB")])).contains(&undo));
+        assert!(!own_values(&vars(&[("version", "10.8.1-MariaDB")])).contains(&undo));
+        assert!(!own_values(&vars(&[("version", "9.7.4"), ("version_comment", "(Debian)")])).contains(&undo));
+    }
+
     fn isolated<'a>(flavour: Flavour, stage: &'a Path, layout: &'a BTreeMap<String, String>) -> Vec<String> {
         let run = Path::new("/x/.data.refreshd/isolated");
         let at = Isolated {

@@ -41,12 +41,13 @@ pub fn keep(policy: &Policy) -> Keep {
 pub async fn install(destination: &mut Destination, shared: &Shared<'_>, report: &Reporter) -> Outcome<()> {
     let policy = &shared.refresh.policy;
     let own_accounts = policy.accounts == Accounts::Destination;
+    let upgrade = destination.facts.as_ref().is_some_and(|facts| upgrades(shared.variables, facts));
     let options = InstallOptions {
         layout: layout(shared),
         own_accounts,
         disable_events: policy.events == Events::Disable,
         rollback_xa: policy.xa_prepared == XaPrepared::Rollback,
-        upgrade: destination.facts.as_ref().is_some_and(|facts| upgrades(shared.variables, facts)),
+        upgrade,
         extra: shared.extra.clone(),
     };
     let installed = destination.host.install(options).await?;
@@ -54,6 +55,9 @@ pub async fn install(destination: &mut Destination, shared: &Shared<'_>, report:
         Some(n) => format!("{n} own accounts and roles kept, the source's dropped"),
         None => "accounts are the source's".to_owned(),
     }];
+    if upgrade {
+        notes.push("brought up to this server's series".to_owned());
+    }
     for (n, what) in [
         (installed.events, "events disabled"),
         (installed.xa, "prepared XA transactions rolled back"),

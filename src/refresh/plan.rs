@@ -153,9 +153,17 @@ fn source_plan(refresh: &Refresh, facts: &Facts) -> HostPlan {
         "disarm the guard".into(),
     ];
     if !facts.tree.dropped.is_empty() {
-        acts.push(format!("left behind: {}", facts.tree.dropped.join(", ")));
+        acts.push(format!("left behind: {}", few(&facts.tree.dropped)));
     }
     HostPlan { host: refresh.source.to_string(), role: "source".into(), acts }
+}
+
+/// Names for a human's eye: the first of a list that may be long.
+fn few(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let more = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len() - more].join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, source: &Facts) -> HostPlan {

@@ -320,6 +320,13 @@ fn destination_rules(verdict: &mut Verdict, destination: &Side<'_>) {
             "Mount the volume one level higher and make the datadir a folder in it.",
         );
     }
+    if disk.lower_layer {
+        verdict.refuse(
+            id,
+            "the datadir came with a lower layer of an overlay (a container's image) and cannot be renamed",
+            "Put it on a volume, or copy it to a new folder while the server is stopped.",
+        );
+    }
     if let Some(problem) = &disk.unguarded {
         // the datadir itself is the server's account's; what is above it must not be
         verdict.refuse(id, problem.to_string(), problem.hints.join(" "));

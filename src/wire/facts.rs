@@ -119,6 +119,8 @@ pub struct DiskFacts {
     pub unguarded: Option<Problem>,
     /// The datadir is a mount point: it cannot be exchanged by rename.
     pub mount_point: bool,
+    /// The datadir comes from a lower layer of an overlay: it cannot be renamed at all.
+    pub lower_layer: bool,
     /// The agent may create the work folder beside the datadir.
     pub writable: bool,
     /// Bytes in the previous generation that is kept.
