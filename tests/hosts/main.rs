@@ -1,0 +1,23 @@
+//! The bench of real hosts: the program as operators install and use it, on machines with systemd, sshd and the distributions'
+//! own MariaDB and MySQL packages. `tests/hosts/hosts` boots them; `utils/test.sh` runs this where that can be done.
+//!
+//! Each test has a fleet of its own. Nothing here knows the program's inside: it is called, and what came of it is asked from
+//! the servers.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test says so and fails")]
+
+mod accounts;
+mod awkward;
+mod bench;
+mod connections;
+mod dump;
+mod filesystems;
+mod fleet;
+mod mariadb;
+mod mysql;
+mod one_off;
+mod operator;
+mod readme;
+mod real_data;
+mod refusals;
+mod upgrade;
+mod watch;
