@@ -26,7 +26,7 @@ INSERT INTO numbers SELECT 10 + a.n + 10*b.n + 100*c.n FROM numbers a, numbers b
 CREATE TABLE customers (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(60) NOT NULL, born DATE, notes TEXT,
   loud VARCHAR(60) GENERATED ALWAYS AS (UPPER(name)) STORED, len INT GENERATED ALWAYS AS (CHAR_LENGTH(name)) VIRTUAL,
   KEY (len), UNIQUE KEY (name), CONSTRAINT sane CHECK (CHAR_LENGTH(name) > 2)) ENGINE=InnoDB;
-INSERT INTO customers (name, born, notes) SELECT CONCAT('customer ', n, ' 😀 ñ'), '1970-01-01' + INTERVAL n DAY, REPEAT(CONCAT(n, ' '), 40) FROM numbers;
+INSERT INTO customers (id, name, born, notes) SELECT 1 + n, CONCAT('customer ', n, ' 😀 ñ'), '1970-01-01' + INTERVAL n DAY, REPEAT(CONCAT(n, ' '), 40) FROM numbers;
 CREATE TABLE orders (id INT NOT NULL, customer INT NOT NULL, placed DATE NOT NULL, amount DECIMAL(20,6), PRIMARY KEY (id, placed))
   ENGINE=InnoDB PARTITION BY RANGE (YEAR(placed)) SUBPARTITION BY HASH (id) SUBPARTITIONS 2
   (PARTITION p24 VALUES LESS THAN (2025), PARTITION p25 VALUES LESS THAN (2026), PARTITION pmax VALUES LESS THAN MAXVALUE);

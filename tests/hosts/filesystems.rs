@@ -1,7 +1,7 @@
 //! Where datadirs lie: volumes of several kinds, and datadirs that are volumes themselves.
 
 use crate::accounts;
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, MEMORY_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
 use crate::fleet::Fleet;
 use crate::mariadb::production;
 use crate::operator::Operator;
@@ -24,7 +24,7 @@ fn datadirs_that_are_mount_points() {
     operator.configure(("src", "ssh"), &[("d1", "ssh")], "");
     let expected = dump::content(src);
     operator.refreshd("--now nightly").expect(0);
-    let meant = [MEMORY_EMPTIED, MEMORY_REMADE];
+    let meant = [MEMORY_EMPTIED, FILES_REMADE];
     expected.with(&[EVENTS_DISABLED]).with(&meant).check_same(&dump::content(d1).with(&meant));
     assert_eq!(d1.sh("ls -A /srv/data/mysql | grep -c lost+found || true"), "0");
     d2.sql("SELECT id FROM mine.notes");

@@ -104,7 +104,7 @@ impl Host<'_> {
     pub fn ssh(&self, line: &str) -> Ran {
         // the words pass through the shell of the login there
         let quoted = format!("'{}'", line.replace('\'', "'\\''"));
-        Ran::of(self.fleet.command(&["ssh", self.name, "bash", "-euo", "pipefail", "-c", &quoted]), line)
+        Ran::of(self.fleet.command(&["ssh", self.name, "bash", "-eo", "pipefail", "-c", &quoted]), line)
     }
 
     /// What the server answers, as root over its socket: a line a row, columns parted by tabs.

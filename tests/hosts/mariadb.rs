@@ -1,7 +1,7 @@
 //! The main job: production under load to two R&D servers, each on a host of its own, with what a real datadir holds; by an account
 //! of its own on the controller, as a daemon does it.
 
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, MEMORY_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
 use crate::fleet::{Fleet, Host};
 use crate::operator::Operator;
 use crate::watch::{Onlooker, Writer};
@@ -62,9 +62,9 @@ fn production_under_load_to_two_servers() {
     writer.check(src, &destinations, before);
 
     // the source is as it was, and so is each destination but for what is meant
-    let meant = [MEMORY_REMADE, MEMORY_EMPTIED];
+    let meant = [FILES_REMADE, MEMORY_EMPTIED];
     expected.with(&meant).check_same(&dump::content(src).with(&meant));
-    expected.each_matters(&[EVENTS_DISABLED, MEMORY_EMPTIED, MEMORY_REMADE]);
+    expected.each_matters(&[EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE]);
     let mut ticks = Vec::new();
     for (n, host) in destinations.into_iter().enumerate() {
         let found = dump::content(host);
@@ -95,7 +95,7 @@ fn production_under_load_to_two_servers() {
     let expected = dump::content(src);
     as_daemon("--now nightly").expect(0);
     for host in destinations {
-        expected.with(&[EVENTS_DISABLED, MEMORY_REMADE]).check_same(&dump::content(host).with(&[MEMORY_REMADE]));
+        expected.with(&[EVENTS_DISABLED, FILES_REMADE]).check_same(&dump::content(host).with(&[FILES_REMADE]));
     }
     let history = as_daemon("history").expect(0);
     assert_eq!(history.stdout.matches("nightly").count(), 2, "{history}");

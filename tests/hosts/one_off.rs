@@ -2,7 +2,7 @@
 //! by what systemd runs.
 
 use crate::accounts;
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, MEMORY_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
 use crate::fleet::Fleet;
 use crate::mariadb::production;
 use crate::operator::{CHECKOUT, Operator};
@@ -33,7 +33,7 @@ fn without_a_configuration() {
     assert_eq!(d1.sql("SHOW DATABASES LIKE 'shop'"), "");
     let (expected, own_accounts) = (dump::content(src), accounts::rows(d1));
     operator.does(&one_off).expect(0);
-    let meant = [MEMORY_EMPTIED, MEMORY_REMADE];
+    let meant = [MEMORY_EMPTIED, FILES_REMADE];
     expected.with(&[EVENTS_DISABLED]).with(&meant).check_same(&dump::content(d1).with(&meant));
     assert_eq!(accounts::rows(d1), own_accounts);
     // nothing but the program itself was put into the account

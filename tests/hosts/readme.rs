@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::accounts;
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, MEMORY_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
 use crate::fleet::{Fleet, Ran};
 use crate::mariadb::production;
 use crate::operator::{CHECKOUT, Operator};
@@ -68,7 +68,7 @@ fn two_hosts_in_five_minutes() {
         eprintln!("{ran}");
         calls += 1;
         if line.ends_with("--now nightly") {
-            let meant = [MEMORY_EMPTIED, MEMORY_REMADE];
+            let meant = [MEMORY_EMPTIED, FILES_REMADE];
             expected.with(&[EVENTS_DISABLED]).with(&meant).check_same(&dump::content(r1).with(&meant));
             assert_eq!(accounts::rows(r1), own_accounts);
             assert_eq!(r1.variable("bind_address"), "127.0.0.1");

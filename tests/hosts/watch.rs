@@ -3,8 +3,8 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::fleet::{Host, eventually};
@@ -13,7 +13,7 @@ use crate::fleet::{Host, eventually};
 struct Lines {
     child: Child,
     seen: Arc<Mutex<Vec<(Instant, String)>>>,
-    reader: Option<JoinHandle<()>>,
+    enough: Arc<AtomicBool>,
 }
 
 impl Lines {
@@ -21,12 +21,14 @@ impl Lines {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (out, into) = (BufReader::new(child.stdout.take().unwrap()), seen.clone());
-        let reader = std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok) {
+        let enough = Arc::new(AtomicBool::new(false));
+        let ends = enough.clone();
+        std::thread::spawn(move || {
+            for line in out.lines().map_while(Result::ok).take_while(|_| !ends.load(Ordering::Relaxed)) {
                 into.lock().unwrap().push((Instant::now(), line));
             }
         });
-        Lines { child, seen, reader: Some(reader) }
+        Lines { child, seen, enough }
     }
 
     fn all(&self) -> Vec<(Instant, String)> {
@@ -36,11 +38,10 @@ impl Lines {
 
 impl Drop for Lines {
     fn drop(&mut self) {
+        // what runs inside the host is no child of ours: it ends when nobody reads its next line, or with its host
+        self.enough.store(true, Ordering::Relaxed);
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
     }
 }
 
