@@ -82,9 +82,9 @@ async fn empty(sql: &mut Sql, table: &str) -> Outcome<u64> {
 /// Disables all events, and changes nothing else in them. Returns how many.
 pub async fn disable_events(sql: &mut Sql, flavour: Flavour) -> Outcome<u64> {
     if !flavour.is_mysql() {
-        // not ALTER EVENT, which would make its own account the definer
+        // not ALTER EVENT, which would make its own account the definer; `created` would change by itself (verified on 10.11)
         let events = sql.number("SELECT COUNT(*) FROM mysql.event WHERE status <> 'DISABLED'").await?;
-        sql.execute("UPDATE mysql.event SET status = 'DISABLED' WHERE status <> 'DISABLED'").await?;
+        sql.execute("UPDATE mysql.event SET status = 'DISABLED', created = created WHERE status <> 'DISABLED'").await?;
         return Ok(events);
     }
     let before = events(sql).await?;

@@ -26,7 +26,7 @@ fn without_a_configuration() {
         .does(&format!(
             "scp -q {program} d1:\n\
              ssh d1 sudo install -o root -g root -m 0755 mysql-refreshd /usr/local/bin/\n\
-             ssh d1 sudo mysql-refreshd consent grant --from src --instance main --datadir /srv/data/mysql --expires 1d"
+             ssh d1 sudo /usr/local/bin/mysql-refreshd consent grant --from src --instance main --datadir /srv/data/mysql --expires 1d"
         ))
         .expect(0);
     operator.does(&format!("{one_off} --dry-run")).expect(0).says(&["mariadb.service"]);

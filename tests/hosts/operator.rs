@@ -54,7 +54,7 @@ impl<'a> Operator<'a> {
     pub fn source(&self, host: &str, options: &str) {
         self.does(&format!(
             "sudo utils/copy-all-keys.sh --prepare --yes --role source {host}\n\
-             ssh {host} sudo mysql-refreshd host init --role source {options}"
+             ssh {host} sudo /usr/local/bin/mysql-refreshd host init --role source {options}"
         ))
         .expect(0);
     }
@@ -64,8 +64,8 @@ impl<'a> Operator<'a> {
     pub fn destination(&self, host: &str, options: &str) {
         self.does(&format!(
             "sudo utils/copy-all-keys.sh --prepare --yes --role destination {host}\n\
-             ssh {host} sudo mysql-refreshd host init --role destination {options}\n\
-             ssh {host} sudo mysql-refreshd consent grant --from prod --expires 90d"
+             ssh {host} sudo /usr/local/bin/mysql-refreshd host init --role destination {options}\n\
+             ssh {host} sudo /usr/local/bin/mysql-refreshd consent grant --from prod --expires 90d"
         ))
         .expect(0);
     }

@@ -13,8 +13,8 @@ fn pairs_that_cannot_be() {
         operator
             .does(&format!(
                 "sudo utils/copy-all-keys.sh --prepare --yes --role both {host}
-                 ssh {host} sudo mysql-refreshd host init --role source --role destination
-                 ssh {host} sudo mysql-refreshd consent grant --from prod --expires 90d"
+                 ssh {host} sudo /usr/local/bin/mysql-refreshd host init --role source --role destination
+                 ssh {host} sudo /usr/local/bin/mysql-refreshd consent grant --from prod --expires 90d"
             ))
             .expect(0);
     }

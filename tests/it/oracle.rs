@@ -177,7 +177,7 @@ pub fn objects(server: &Server) -> String {
             "SELECT 'routine', routine_schema, routine_name, routine_type, routine_definition, definer, created FROM information_schema.routines WHERE routine_schema NOT IN {SYSTEM}"
         ),
         format!(
-            "SELECT 'event', event_schema, event_name, event_definition, interval_value, interval_field, definer FROM information_schema.events WHERE event_schema NOT IN {SYSTEM}"
+            "SELECT 'event', event_schema, event_name, event_definition, interval_value, interval_field, definer, created FROM information_schema.events WHERE event_schema NOT IN {SYSTEM}"
         ),
     ];
     let mut lines: Vec<String> = parts
