@@ -127,12 +127,13 @@ async fn disable(sql: &mut Sql, event: &BTreeMap<String, String>) -> Outcome<()>
     done
 }
 
-/// MySQL's events with all that belongs to them.
+/// MySQL's events with all that belongs to them, but for the number of the server that changed them last, which only matters to
+/// replicas.
 async fn events(sql: &mut Sql) -> Outcome<Vec<BTreeMap<String, String>>> {
     sql.named(
         "SELECT EVENT_SCHEMA, EVENT_NAME, DEFINER, TIME_ZONE, EVENT_BODY, EVENT_DEFINITION, EVENT_TYPE, EXECUTE_AT, \
          INTERVAL_VALUE, INTERVAL_FIELD, SQL_MODE, STARTS, ENDS, STATUS, ON_COMPLETION, CREATED, EVENT_COMMENT, \
-         ORIGINATOR, CHARACTER_SET_CLIENT, COLLATION_CONNECTION, DATABASE_COLLATION \
+         CHARACTER_SET_CLIENT, COLLATION_CONNECTION, DATABASE_COLLATION \
          FROM information_schema.EVENTS ORDER BY EVENT_SCHEMA, EVENT_NAME",
     )
     .await

@@ -19,7 +19,7 @@ fn without_a_configuration() {
     // wrong addresses and logins, each told apart
     operator.does(&format!("{program} --now -s src -d nowhere -u deploy")).expect(1).says(&["nowhere"]);
     operator.does(&format!("{program} --now -s src -d d1 -u stranger")).expect(1).says(&["stranger"]);
-    let refused = operator.does(&one_off).expect(4).says(&["has not consented", "consent grant --from src"]);
+    let refused = operator.does(&one_off).expect(4).says(&["nobody on this host has consented", "consent grant --from src --datadir /srv/data/mysql"]);
     eprintln!("{refused}");
     // the program that was uploaded serves for the command that is shown
     operator

@@ -32,8 +32,11 @@ fn mariadb_10_11_to_11_8() {
     assert_eq!(identity(d1), own_identity);
     // whole by the vendor's own judgement
     d1.sh("mariadb-upgrade --check-if-upgrade-is-needed && exit 1 || test $? = 1");
-    let checked = d1.sh("mariadb-check --all-databases --extended | grep -v ' OK$' || true");
-    assert!(!checked.to_lowercase().contains("error") && !checked.contains("corrupt"), "{checked}");
+    // (the source has a view whose definer is gone)
+    let checked = |host: crate::fleet::Host<'_>| {
+        host.sh("mariadb-check --all-databases --extended --default-character-set=utf8mb4 | grep -v ' OK$' || true")
+    };
+    assert_eq!(checked(d1), checked(src));
     fleet.hosts(&["reboot", "d1"]);
     assert_eq!(accounts::rows(d1), own_accounts);
     // the way back is to the old series' data of the destination's own: the same server, another datadir
