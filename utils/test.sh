@@ -5,12 +5,16 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: utils/test.sh [--fast] [ARGUMENTS]
+usage: utils/test.sh [--fast | --hosts] [ARGUMENTS]
 
 Installs what the tests need (utils/install-dependencies.sh --tests), then runs, and goes on after a failure:
-  cargo fmt --check · cargo clippy · cargo nextest run (or cargo test) · the same over SSH · doc tests · shellcheck · cargo deny
+  cargo fmt --check · cargo clippy · cargo nextest run (or cargo test) · the same over SSH · tests on real hosts · doc tests · shellcheck · cargo deny
 
-  --fast       only the tests
+The tests on real hosts boot systemd machines with sshd and the distributions' MariaDB and MySQL packages (tests/hosts/hosts). They need
+root, Debian and its package archives; elsewhere they are named as skipped, with the reason.
+
+  --fast       only the quick tests: none over SSH, none on real hosts
+  --hosts      only the tests on real hosts
   ARGUMENTS    for the test runner: a part of a test's name, or any of its options
   --help       this text
 
@@ -18,7 +22,7 @@ Exit code: 0 when no check failed, 1 otherwise.
 END
 }
 
-fast=no
+fast=no only_hosts=no
 case ${1-} in
     --help | -h)
         usage
@@ -26,6 +30,10 @@ case ${1-} in
         ;;
     --fast)
         fast=yes
+        shift
+        ;;
+    --hosts)
+        only_hosts=yes
         shift
         ;;
 esac
@@ -81,18 +89,63 @@ over_ssh() {
     fi
 }
 
+# --- the bench of real hosts: its images and data are made while the rest compiles ------------------------------------
+
+hosts_cannot='' images=''
+prepare_hosts() {
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then tests/hosts/hosts deps || true; fi
+    if ! hosts_cannot=$(tests/hosts/hosts able 2>&1); then
+        printf '\n!!! the tests on real hosts will NOT run: %s\n' "$hosts_cannot"
+        return 0
+    fi
+    hosts_cannot=''
+    nice tests/hosts/hosts build &
+    images=$!
+}
+
+run_on_hosts() {
+    wait "$images" || return 1
+    tests/hosts/hosts sweep
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run --test hosts "$@"
+    else
+        cargo test --test hosts "$@" -- --test-threads=2
+    fi
+}
+
+check_hosts() {
+    if [ -z "$hosts_cannot" ]; then
+        check "tests on real hosts" run_on_hosts "$@"
+        return
+    fi
+    local name
+    while read -r name; do skip "on real hosts, $name" "$hosts_cannot"; done < <(
+        cargo test --quiet --test hosts -- --list 2>/dev/null | sed -n 's/: test$//p'
+    )
+    [ ${#skipped[@]} -gt 0 ] || skip "tests on real hosts" "$hosts_cannot"
+}
+
+[ $fast = yes ] || prepare_hosts
+if [ $only_hosts = yes ]; then
+    check_hosts "$@"
+    printf 'checks: %s passed, %s failed, %s skipped\n' ${#passed[@]} ${#failed[@]} ${#skipped[@]}
+    [ ${#failed[@]} -eq 0 ]
+    exit
+fi
+
 if [ $fast = no ]; then
     check "format" cargo fmt --check
-    check "lints" cargo clippy --all-targets "${features[@]}" -- -D warnings
+    check "lints" cargo clippy --all-targets --test hosts "${features[@]}" -- -D warnings
     check "lints of what is installed" cargo clippy --all-targets -- -D warnings
 fi
 check "tests" run_tests "$@"
 if [ $fast = no ]; then
     check "tests over SSH" over_ssh
+    check_hosts
     # nextest does not run the examples in the documentation.
     check "doc tests" cargo test --quiet --doc "${features[@]}"
     if command -v shellcheck >/dev/null; then
-        check "scripts" shellcheck -x utils/*.sh benches/*.sh .ci/run
+        check "scripts" shellcheck -x utils/*.sh benches/*.sh tests/hosts/hosts .ci/run
     else
         skip "scripts" "shellcheck is not installed"
     fi

@@ -4,7 +4,8 @@ use crate::dump::is_mysql;
 use crate::fleet::{Host, Ran};
 
 const MARIADB: &str = "global_priv db tables_priv columns_priv procs_priv proxies_priv roles_mapping";
-const MYSQL: &str = "user db tables_priv columns_priv procs_priv proxies_priv global_grants role_edges default_roles password_history";
+const MYSQL: &str =
+    "user db tables_priv columns_priv procs_priv proxies_priv global_grants role_edges default_roles password_history";
 
 /// Makes accounts on a server of research, of every kind that it has. Their password is `of research's own`.
 #[track_caller]
@@ -30,7 +31,8 @@ pub fn make(host: Host<'_>) {
 /// All rows of the grant tables, as the vendor's dump program shows them.
 #[track_caller]
 pub fn rows(host: Host<'_>) -> String {
-    let (tool, tables) = if is_mysql(host) { ("mysqldump --set-gtid-purged=OFF", MYSQL) } else { ("mariadb-dump", MARIADB) };
+    let (tool, tables) =
+        if is_mysql(host) { ("mysqldump --set-gtid-purged=OFF", MYSQL) } else { ("mariadb-dump", MARIADB) };
     let dump = host.sh(&format!(
         "{tool} --no-create-info --skip-comments --skip-dump-date --skip-extended-insert --order-by-primary --hex-blob mysql {tables}"
     ));
@@ -40,7 +42,10 @@ pub fn rows(host: Host<'_>) -> String {
 
 /// Logs in over TCP with a password.
 pub fn login(host: Host<'_>, account: &str, password: &str) -> Ran {
-    host.write("/root/login.cnf", format!("[client]\nuser={account}\npassword=\"{password}\"\nhost=127.0.0.1\nprotocol=tcp\n"));
+    host.write(
+        "/root/login.cnf",
+        format!("[client]\nuser={account}\npassword=\"{password}\"\nhost=127.0.0.1\nprotocol=tcp\n"),
+    );
     let client = "$(command -v mariadb || command -v mysql)";
     host.try_sh(&format!("{client} --defaults-file=/root/login.cnf -N -B -e 'SELECT CURRENT_USER()'"))
 }

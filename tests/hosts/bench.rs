@@ -47,7 +47,8 @@ fn two_fleets_do_not_meet() {
     assert_eq!(two.host("a").try_sh("cat /root/mark").code, Some(1));
     // the same addresses, and each is its own fleet's
     for fleet in [&one, &two] {
-        let seen = fleet.host("b").sh("timeout 5 bash -c 'exec 3<>/dev/tcp/a/22; head -c 4 <&3' && grep -c . /etc/hosts");
+        let seen =
+            fleet.host("b").sh("timeout 5 bash -c 'exec 3<>/dev/tcp/a/22; head -c 4 <&3' && grep -c . /etc/hosts");
         assert_eq!(seen, "SSH-3");
     }
     // and no way out of it
@@ -66,8 +67,20 @@ fn it_goes_with_its_owner() {
     let mut command = Command::new(script());
     command.args(["run", "a=plain", "b=plain", "--", "sleep", "600"]).env("BENCH_FLEET", &name).stdin(Stdio::null());
     let mut run = command.spawn().unwrap();
-    let listed = || Ran::of({ let mut c = Command::new(script()); c.arg("list").env("BENCH_FLEET", &name); c }, "list").stdout;
-    eventually("two hosts", Duration::from_secs(60), || listed().lines().filter(|line| line.contains("running")).count() == 2);
+    let listed = || {
+        Ran::of(
+            {
+                let mut c = Command::new(script());
+                c.arg("list").env("BENCH_FLEET", &name);
+                c
+            },
+            "list",
+        )
+        .stdout
+    };
+    eventually("two hosts", Duration::from_secs(60), || {
+        listed().lines().filter(|line| line.contains("running")).count() == 2
+    });
     run.kill().unwrap();
     run.wait().unwrap();
     let _ = Command::new("pkill").args(["-x", "-f", "sleep 600"]).status();

@@ -40,7 +40,8 @@ pub fn content(host: Host<'_>) -> Content {
     let dump = Ran::of(command, "dump");
     assert!(matches!(dump.code, Some(0 | 2)), "{}: {}", host.name, dump.stderr);
     let complaints = dump.stderr.lines().filter(|line| !line.contains("Deprecated program name"));
-    let mut lines: Vec<String> = dump.stdout.lines().map(str::to_owned).chain(complaints.map(str::to_owned)).collect();
+    let mut lines: Vec<String> = dump.stdout.lines().chain(complaints).map(str::to_owned).collect();
+    lines.retain(|line| !line.is_empty());
     for query in OBJECTS {
         lines.extend(host.sql(&query.replace("{without}", NOT_COMPARED)).lines().map(str::to_owned));
     }
@@ -93,6 +94,18 @@ pub const MEMORY_EMPTIED: Meant = Meant {
     becomes: |line| (!line.starts_with("INSERT INTO `fleeting` VALUES ")).then(|| line.to_owned()),
 };
 
+/// MariaDB takes every folder for a schema, also the one of a file system's own.
+pub const LOST_AND_FOUND: Meant = Meant {
+    why: "a file system's lost+found is not the datadir's, and is not copied",
+    becomes: |line| (!line.contains("#mysql50#lost+found")).then(|| line.to_owned()),
+};
+
+/// How a newer MariaDB writes the same definition.
+pub const WORD_ORDER: Meant = Meant {
+    why: "MariaDB 11 shows INVISIBLE after DEFAULT",
+    becomes: |line| Some(line.replace("INVISIBLE DEFAULT 3,", "DEFAULT 3 INVISIBLE,")),
+};
+
 /// Files are new where they arrive.
 pub const FILES_REMADE: Meant = Meant {
     why: "MariaDB shows the change time of a table's file as the time of its creation",
@@ -131,7 +144,9 @@ impl Content {
         };
         let (a, b) = (count(&self.lines), count(&found.lines));
         let short = |line: &str| line.chars().take(400).collect::<String>();
-        let only = |these: &[String], a: &std::collections::HashMap<String, i64>, b: &std::collections::HashMap<String, i64>| {
+        let only = |these: &[String],
+                    a: &std::collections::HashMap<String, i64>,
+                    b: &std::collections::HashMap<String, i64>| {
             let more = these.iter().filter(|line| a[*line] > b.get(*line).copied().unwrap_or(0));
             more.take(25).map(|line| short(line)).collect::<Vec<_>>().join("\n")
         };

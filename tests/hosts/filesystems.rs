@@ -1,7 +1,7 @@
 //! Where datadirs lie: volumes of several kinds, and datadirs that are volumes themselves.
 
 use crate::accounts;
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, FILES_REMADE, LOST_AND_FOUND, MEMORY_EMPTIED};
 use crate::fleet::Fleet;
 use crate::mariadb::production;
 use crate::operator::Operator;
@@ -10,7 +10,10 @@ use crate::operator::Operator;
 fn datadirs_that_are_mount_points() {
     let fleet = Fleet::up(&["src=mariadb,ext4:1G,mount", "d1=mariadb,ext4:1G", "d2=mariadb,xfs:1G,mount", "ctl=plain"]);
     let (src, d1, d2) = (fleet.host("src"), fleet.host("d1"), fleet.host("d2"));
-    assert_eq!(src.sh("findmnt -n -o FSTYPE /var/lib/mysql; ls -d /var/lib/mysql/lost+found"), "ext4\n/var/lib/mysql/lost+found");
+    assert_eq!(
+        src.sh("findmnt -n -o FSTYPE /var/lib/mysql; ls -d /var/lib/mysql/lost+found"),
+        "ext4\n/var/lib/mysql/lost+found"
+    );
     production(src);
     [d1, d2].into_iter().for_each(accounts::make);
     let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "ssh"), ("d2", "ssh")], "");
@@ -24,7 +27,7 @@ fn datadirs_that_are_mount_points() {
     operator.configure(("src", "ssh"), &[("d1", "ssh")], "");
     let expected = dump::content(src);
     operator.refreshd("--now nightly").expect(0);
-    let meant = [MEMORY_EMPTIED, FILES_REMADE];
+    let meant = [MEMORY_EMPTIED, FILES_REMADE, LOST_AND_FOUND];
     expected.with(&[EVENTS_DISABLED]).with(&meant).check_same(&dump::content(d1).with(&meant));
     assert_eq!(d1.sh("ls -A /srv/data/mysql | grep -c lost+found || true"), "0");
     d2.sql("SELECT id FROM mine.notes");

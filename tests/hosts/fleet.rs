@@ -117,7 +117,8 @@ impl Host<'_> {
 
     /// The same with options for the client.
     pub fn try_sql(&self, options: &str, sql: &str) -> Ran {
-        let client = format!("$(command -v mariadb || command -v mysql) -N -B --default-character-set=utf8mb4 {options}");
+        let client =
+            format!("$(command -v mariadb || command -v mysql) -N -B --default-character-set=utf8mb4 {options}");
         let mut command = self.fleet.command(&["exec", self.name, "bash", "-c", &client]);
         command.stdin(Stdio::piped());
         Ran::fed(command, sql, sql)
@@ -190,7 +191,12 @@ pub struct Ran {
 impl Ran {
     fn new(what: &str, output: Output) -> Ran {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned();
-        Ran { what: what.to_owned(), code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        Ran {
+            what: what.to_owned(),
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
     }
 
     /// Runs a command to its end.
@@ -201,8 +207,7 @@ impl Ran {
     /// Runs a command to its end with this on its standard input.
     pub fn fed(mut command: Command, input: &str, what: &str) -> Ran {
         use std::io::Write as _;
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut pipe = child.stdin.take().unwrap();
         let input = input.to_owned();
         // the command may end before it has read all

@@ -1,7 +1,7 @@
 //! The main job: production under load to two R&D servers, each on a host of its own, with what a real datadir holds; by an account
 //! of its own on the controller, as a daemon does it.
 
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, FILES_REMADE, MEMORY_EMPTIED};
 use crate::fleet::{Fleet, Host};
 use crate::operator::Operator;
 use crate::watch::{Onlooker, Writer};
@@ -72,9 +72,13 @@ fn production_under_load_to_two_servers() {
         assert_eq!(accounts::rows(host), own_accounts[n], "{}: accounts", host.name);
         accounts::login(host, "dev", "of research's own").expect(0);
         accounts::login(host, "app", "of-production").expect(1);
-        let set = own_identity[n].split('\t').enumerate().map(|(at, text)| if at == 1 { ["901", "902"][n] } else { text });
+        let set =
+            own_identity[n].split('\t').enumerate().map(|(at, text)| if at == 1 { ["901", "902"][n] } else { text });
         assert_eq!(identity(host), set.collect::<Vec<_>>().join("\t"));
-        assert_eq!((host.variable("max_connections").as_str(), host.variable("bind_address").as_str()), ("77", "0.0.0.0"));
+        assert_eq!(
+            (host.variable("max_connections").as_str(), host.variable("bind_address").as_str()),
+            ("77", "0.0.0.0")
+        );
         ticks.push(host.sql("SELECT COUNT(*) FROM ledger.ticks"));
     }
     // it goes on over a boot of every host: units enabled, nothing masked, nothing left over
@@ -82,9 +86,17 @@ fn production_under_load_to_two_servers() {
     for (n, host) in destinations.into_iter().enumerate() {
         assert_eq!(host.sql("SELECT COUNT(*) FROM ledger.ticks"), ticks[n], "an event has run on {}", host.name);
         assert_eq!(host.variable("max_connections"), "77");
-        assert_eq!(host.sh("systemctl --failed --no-legend; systemctl list-unit-files --state=masked-runtime --no-legend || true"), "");
+        assert_eq!(
+            host.sh(
+                "systemctl --failed --no-legend; systemctl list-unit-files --state=masked-runtime --no-legend || true"
+            ),
+            ""
+        );
     }
-    assert_eq!(src.sh("systemctl --failed --no-legend; systemctl list-unit-files --state=masked-runtime --no-legend || true"), "");
+    assert_eq!(
+        src.sh("systemctl --failed --no-legend; systemctl list-unit-files --state=masked-runtime --no-legend || true"),
+        ""
+    );
     // back to the old data and again to the new
     as_daemon("rollback rnd/d2").expect(0);
     assert_eq!(accounts::rows(fleet.host("d2")), own_accounts[1]);

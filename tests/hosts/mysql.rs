@@ -84,20 +84,40 @@ fn mysql_to_mysql() {
         assert_ne!(now.1, own.1, "{}: it is the old folder", host.name);
         assert_eq!(identity(*host), own_identity[n]);
         assert_eq!(host.variable("sort_buffer_size"), if n == 0 { "333824" } else { "524288" });
-        assert_eq!((host.variable("max_connections").as_str(), host.variable("max_user_connections").as_str()), ("66", "0"));
+        assert_eq!(
+            (host.variable("max_connections").as_str(), host.variable("max_user_connections").as_str()),
+            ("66", "0")
+        );
         // nothing that leads to production: channels, servers, GTIDs, the binary log; nor the passwords in what is shown of them
-        assert_eq!(host.sql("SHOW REPLICA STATUS; SELECT * FROM mysql.slave_master_info; SELECT * FROM mysql.servers"), "");
-        assert_eq!(host.sql("SELECT COUNT(*) FROM performance_schema.replication_connection_configuration WHERE host <> ''"), "0");
+        assert_eq!(
+            host.sql("SHOW REPLICA STATUS; SELECT * FROM mysql.slave_master_info; SELECT * FROM mysql.servers"),
+            ""
+        );
+        assert_eq!(
+            host.sql("SELECT COUNT(*) FROM performance_schema.replication_connection_configuration WHERE host <> ''"),
+            "0"
+        );
         assert_eq!((host.variable("gtid_executed"), host.variable("gtid_purged")), (String::new(), String::new()));
-        assert!(!host.sh("mysqlbinlog $(mysql -N -e 'SELECT @@log_bin_basename').0* | head -c 100000").contains("INSERT INTO ledger"));
+        assert_ne!(host.variable("server_uuid"), src.variable("server_uuid"));
+        assert!(
+            !host
+                .sh("mysqlbinlog $(mysql -N -e 'SELECT @@log_bin_basename').0* | head -c 100000")
+                .contains("INSERT INTO ledger")
+        );
         // the X plugin serves again, on its usual socket and port
-        assert_eq!(host.sql("SELECT plugin_status FROM information_schema.plugins WHERE plugin_name = 'mysqlx'"), "ACTIVE");
+        assert_eq!(
+            host.sql("SELECT plugin_status FROM information_schema.plugins WHERE plugin_name = 'mysqlx'"),
+            "ACTIVE"
+        );
         assert_eq!(host.sh("ss -ltn | grep -c ':33060 '; test -S /run/mysqld/mysqlx.sock"), "1");
         // the redo folder is whole and of this server's own size; nothing of the source's temporary or doublewrite files
         let files = host.sh("cd $(mysql -N -e 'SELECT @@datadir'); ls -d '#innodb_redo' inner_space.ibd extra_undo.ibu ibdata1 mysql.ibd");
         assert_eq!(files.lines().count(), 5, "{files}");
         assert_eq!(host.variable("innodb_redo_log_capacity"), "104857600");
-        assert_eq!(host.sql("SELECT COUNT(*) FROM information_schema.innodb_tablespaces WHERE name = 'extra_undo'"), "1");
+        assert_eq!(
+            host.sql("SELECT COUNT(*) FROM information_schema.innodb_tablespaces WHERE name = 'extra_undo'"),
+            "1"
+        );
         let log = host.sh("cat /var/log/mysql/error.log | grep -c 'Starting XA crash recovery' || true");
         assert_eq!(log, "0", "{}: a crash recovery has run", host.name);
     }

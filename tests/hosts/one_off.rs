@@ -2,7 +2,7 @@
 //! by what systemd runs.
 
 use crate::accounts;
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, FILES_REMADE, MEMORY_EMPTIED};
 use crate::fleet::Fleet;
 use crate::mariadb::production;
 use crate::operator::{CHECKOUT, Operator};
@@ -19,7 +19,10 @@ fn without_a_configuration() {
     // wrong addresses and logins, each told apart
     operator.does(&format!("{program} --now -s src -d nowhere -u deploy")).expect(1).says(&["nowhere"]);
     operator.does(&format!("{program} --now -s src -d d1 -u stranger")).expect(1).says(&["stranger"]);
-    let refused = operator.does(&one_off).expect(4).says(&["nobody on this host has consented", "consent grant --from src --datadir /srv/data/mysql"]);
+    let refused = operator
+        .does(&one_off)
+        .expect(4)
+        .says(&["nobody on this host has consented", "consent grant --from src --datadir /srv/data/mysql"]);
     eprintln!("{refused}");
     // the program that was uploaded serves for the command that is shown
     operator
@@ -37,6 +40,9 @@ fn without_a_configuration() {
     expected.with(&[EVENTS_DISABLED]).with(&meant).check_same(&dump::content(d1).with(&meant));
     assert_eq!(accounts::rows(d1), own_accounts);
     // nothing but the program itself was put into the account
-    assert_eq!(src.sh("cd /home/deploy; find . -newer .ssh/authorized_keys -type f | grep -v ssh/ | cut -d/ -f2-3"), ".cache/mysql-refreshd");
-    operator.does(&format!("{program} history")).expect(0).says(&["src"]);
+    assert_eq!(
+        src.sh("cd /home/deploy; find . -newer .ssh/authorized_keys -type f | grep -v ssh/ | cut -d/ -f2-3"),
+        ".cache/mysql-refreshd"
+    );
+    operator.does(&format!("{program} history")).expect(0).says(&["one-off", "done"]);
 }

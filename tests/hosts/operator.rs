@@ -21,7 +21,8 @@ impl<'a> Operator<'a> {
     pub fn at(fleet: &'a Fleet) -> Operator<'a> {
         let controller = fleet.host("ctl");
         let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-        controller.put(Path::new(env!("CARGO_BIN_EXE_mysql-refreshd")), &format!("{CHECKOUT}/target/release/mysql-refreshd"));
+        controller
+            .put(Path::new(env!("CARGO_BIN_EXE_mysql-refreshd")), &format!("{CHECKOUT}/target/release/mysql-refreshd"));
         controller.put(&project.join("utils"), &format!("{CHECKOUT}/utils"));
         // the state of the fleet lies two folders above a host's root
         let state = controller.root().join("../..");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::accounts;
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, FILES_REMADE, MEMORY_EMPTIED};
 use crate::fleet::{Fleet, Ran};
 use crate::mariadb::production;
 use crate::operator::{CHECKOUT, Operator};
@@ -13,7 +13,7 @@ fn blocks(section: &str, kind: &str) -> Vec<String> {
     let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let from = text.find(&format!("## {section}\n")).expect("the README has that section");
     let body = &text[from + 3..];
-    let body = &body[..body.find("\n## ").unwrap_or(body.len())];
+    let body = &body[..body.find("\n##").unwrap_or(body.len())];
     let mut found = Vec::new();
     let mut block: Option<String> = None;
     for line in body.lines() {
@@ -47,7 +47,10 @@ fn two_hosts_in_five_minutes() {
     let shell = blocks(section, "sh");
     assert_eq!(shell.len(), 4, "install, keys, policies, use: {shell:#?}");
     // what a checkout that was built elsewhere has behind it already
-    let install: String = shell[0].lines().filter(|line| !line.starts_with("cargo build")).fold(String::new(), |all, line| all + line + "\n");
+    let install: String = shell[0]
+        .lines()
+        .filter(|line| !line.starts_with("cargo build"))
+        .fold(String::new(), |all, line| all + line + "\n");
     assert_ne!(install, shell[0]);
     for block in [&install, &shell[1], &shell[2]] {
         eprintln!("{}", typed(operator, block).expect(0));
@@ -81,7 +84,9 @@ fn two_hosts_in_five_minutes() {
     }
     assert_eq!(calls, 7, "{shell:#?}");
     // the controller's key opens nothing but the agent
-    let tried = operator.does("sudo ssh -i /etc/mysql-refreshd/id_ed25519 -o UserKnownHostsFile=/etc/mysql-refreshd/known_hosts \
-        -o BatchMode=yes mysql-refreshd@db1 cat /etc/passwd");
+    let tried = operator.does(
+        "sudo ssh -i /etc/mysql-refreshd/id_ed25519 -o UserKnownHostsFile=/etc/mysql-refreshd/known_hosts \
+        -o BatchMode=yes mysql-refreshd@db1 cat /etc/passwd",
+    );
     assert!(tried.code != Some(0) && !tried.stdout.contains("root:"), "{tried}");
 }

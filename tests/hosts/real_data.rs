@@ -19,7 +19,8 @@ pub fn load(host: Host<'_>) {
 /// The file of SQL; one process fetches it, the others wait.
 #[track_caller]
 fn file() -> PathBuf {
-    let root = std::env::var_os("BENCH_ROOT").map_or_else(|| PathBuf::from("/var/cache/mysql-refreshd-bench"), PathBuf::from);
+    let root =
+        std::env::var_os("BENCH_ROOT").map_or_else(|| PathBuf::from("/var/cache/mysql-refreshd-bench"), PathBuf::from);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hosts/real_data.py");
     // named by what makes it, as the images are
     let name = blake3::hash(&fs::read(script).unwrap()).to_hex();

@@ -1,6 +1,6 @@
 //! An older MariaDB to a newer one: the copy is brought up to the destination's series while nobody can reach it.
 
-use crate::dump::{self, EVENTS_DISABLED, MEMORY_EMPTIED, FILES_REMADE};
+use crate::dump::{self, EVENTS_DISABLED, FILES_REMADE, MEMORY_EMPTIED, WORD_ORDER};
 use crate::fleet::Fleet;
 use crate::mariadb::{identity, production};
 use crate::operator::Operator;
@@ -24,7 +24,7 @@ fn mariadb_10_11_to_11_8() {
     eprintln!("{ran}\nlongest time without a commit: {:?}", writer.longest_gap());
     onlooker.saw_old_then_new();
     writer.check(src, &[d1], before);
-    let meant = [MEMORY_EMPTIED, FILES_REMADE];
+    let meant = [MEMORY_EMPTIED, FILES_REMADE, WORD_ORDER];
     expected.with(&[EVENTS_DISABLED]).with(&meant).check_same(&dump::content(d1).with(&meant));
     assert_eq!(accounts::rows(d1), own_accounts);
     accounts::login(d1, "dev", "of research's own").expect(0);

@@ -89,7 +89,11 @@ impl Writer {
             (count.parse().unwrap(), last.parse().unwrap())
         };
         let (count, last) = rows(source);
-        assert!(count == last && last >= committed, "{}: {count} rows up to {last}, {committed} were committed", source.name);
+        assert!(
+            count == last && last >= committed,
+            "{}: {count} rows up to {last}, {committed} were committed",
+            source.name
+        );
         for host in destinations {
             let (count, last) = rows(*host);
             assert!(
@@ -122,7 +126,9 @@ impl Onlooker {
     /// Ends. It must have seen the old data, perhaps nothing for a while, then the new data, and nothing else.
     #[track_caller]
     pub fn saw_old_then_new(self) {
-        eventually("a last look", Duration::from_secs(30), || self.lines.all().last().is_some_and(|(_, l)| l == "shop"));
+        eventually("a last look", Duration::from_secs(30), || {
+            self.lines.all().last().is_some_and(|(_, l)| l == "shop")
+        });
         let mut seen: Vec<String> = self.lines.all().into_iter().map(|(_, line)| line).collect();
         seen.dedup();
         seen.retain(|line| line != "down");

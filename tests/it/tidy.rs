@@ -283,11 +283,13 @@ fn main_is_a_door() {
 
 #[test]
 fn no_test_file_is_forgotten() {
-    let folder = root().join("tests/it");
-    let main = fs::read_to_string(folder.join("main.rs")).unwrap();
-    for path in rust_files(&folder) {
-        let name = path.file_stem().unwrap().to_str().unwrap();
-        assert!(name == "main" || main.contains(&format!("mod {name};")), "{name}.rs is not in main.rs");
+    for folder in ["tests/it", "tests/hosts"] {
+        let folder = root().join(folder);
+        let main = fs::read_to_string(folder.join("main.rs")).unwrap();
+        for path in rust_files(&folder) {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            assert!(name == "main" || main.contains(&format!("mod {name};")), "{name}.rs is not in main.rs");
+        }
     }
 }
 
