@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -18,6 +19,13 @@ use crate::wire::message::{Down, Entry, Lanes, Up, decode, encode};
 
 /// Bytes of chunks that may be under way towards a destination agent.
 pub const WINDOW: u64 = 16 * 1024 * 1024;
+
+/// A controller that is there sends a sign of life every second, whatever it does. After a silence of this length it is gone: a
+/// dead network tells an agent nothing, and one that went on waiting would keep the host's lock.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long a farewell may take to be written once the controller is gone.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A piece of the image's stream.
 #[derive(Debug)]
@@ -63,8 +71,10 @@ impl Session {
             credit: Arc::new(Semaphore::new(0)),
             pulse: Arc::default(),
         };
+        let heard = Arc::new(AtomicU64::new(0));
         tokio::spawn(write_all(writer, frames, session.clone()));
-        tokio::spawn(read_all(reader, session.clone(), call_tx, piece_tx));
+        tokio::spawn(leave_after_silence(session.clone(), heard.clone()));
+        tokio::spawn(read_all(reader, session.clone(), heard, call_tx, piece_tx));
         (session, Inbox { calls, pieces })
     }
 
@@ -143,12 +153,36 @@ fn lost() -> Problem {
 async fn write_all(writer: impl AsyncWrite + Unpin, mut frames: mpsc::Receiver<Frame>, session: Session) {
     let mut writer = BufWriter::with_capacity(256 * 1024, writer);
     while let Some(frame) = frames.recv().await {
-        let written = frame::write(&mut writer, &frame).await;
-        // flushed when nothing waits: answers are not delayed, streams are not cut into small writes
-        let flushed = if frames.is_empty() { writer.flush().await.map_err(WireError::from) } else { Ok(()) };
-        if written.and(flushed).is_err() {
+        let written = async {
+            frame::write(&mut writer, &frame).await?;
+            // flushed when nothing waits: answers are not delayed, streams are not cut into small writes
+            if frames.is_empty() { writer.flush().await.map_err(WireError::from) } else { Ok(()) }
+        };
+        let too_late = async {
+            session.gone().await;
+            tokio::time::sleep(FAREWELL).await;
+        };
+        let done = tokio::select! {
+            written = written => written.is_ok(),
+            // nobody takes it any more; whoever waits for room to send must not wait for ever
+            () = too_late => false,
+        };
+        if !done {
             session.leave();
             return;
+        }
+    }
+}
+
+async fn leave_after_silence(session: Session, heard: Arc<AtomicU64>) {
+    let (mut last, mut since) = (heard.load(Ordering::Relaxed), Instant::now());
+    while !session.is_gone() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = heard.load(Ordering::Relaxed);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        } else if since.elapsed() >= SILENCE {
+            session.leave();
         }
     }
 }
@@ -156,12 +190,14 @@ async fn write_all(writer: impl AsyncWrite + Unpin, mut frames: mpsc::Receiver<F
 async fn read_all<Q: DeserializeOwned + Send + 'static>(
     reader: impl AsyncRead + Unpin,
     session: Session,
+    heard: Arc<AtomicU64>,
     calls: mpsc::Sender<(u32, Q)>,
     pieces: mpsc::UnboundedSender<Piece>,
 ) {
     let mut reader = BufReader::with_capacity(256 * 1024, reader);
     while let Ok(frame) = frame::read(&mut reader).await {
         session.pulse.fetch_add(1, Ordering::Relaxed);
+        heard.fetch_add(1, Ordering::Relaxed);
         let taken = match frame.kind {
             FrameKind::Ping => session.out.send(Frame::empty(FrameKind::Pong)).await.is_ok(),
             FrameKind::Pong => true,

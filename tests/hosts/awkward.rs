@@ -73,7 +73,7 @@ CREATE TABLE log_one LIKE log_myisam;
 CREATE TABLE log_two LIKE log_myisam;
 INSERT INTO log_one (line) VALUES ('one');
 INSERT INTO log_two (line) VALUES ('two');
-CREATE TABLE log_all (id INT, line VARCHAR(80), KEY (id), KEY (line)) ENGINE=MERGE UNION=(log_one, log_two) INSERT_METHOD=LAST;
+CREATE TABLE log_all (id INT NOT NULL AUTO_INCREMENT, line VARCHAR(80), KEY (id), KEY (line)) ENGINE=MERGE UNION=(log_one, log_two) INSERT_METHOD=LAST;
 CREATE TABLE export (id INT NOT NULL, line VARCHAR(80) NOT NULL) ENGINE=CSV;
 INSERT INTO export VALUES (1, 'one, "quoted"'), (2, 'zwei\nZeilen');
 CREATE TABLE fleeting (id INT PRIMARY KEY, what VARCHAR(20)) ENGINE=MEMORY;

@@ -97,7 +97,7 @@ pub const MEMORY_EMPTIED: Meant = Meant {
 /// MariaDB takes every folder for a schema, also the one of a file system's own.
 pub const LOST_AND_FOUND: Meant = Meant {
     why: "a file system's lost+found is not the datadir's, and is not copied",
-    becomes: |line| (!line.contains("#mysql50#lost+found")).then(|| line.to_owned()),
+    becomes: |line| (!line.contains("lost+found")).then(|| line.to_owned()),
 };
 
 /// How a newer MariaDB writes the same definition.

@@ -32,10 +32,13 @@ fn mariadb_10_11_to_11_8() {
     assert_eq!(identity(d1), own_identity);
     // whole by the vendor's own judgement
     d1.sh("mariadb-upgrade --check-if-upgrade-is-needed && exit 1 || test $? = 1");
-    // (the source has a view whose definer is gone)
     let checked = |host: crate::fleet::Host<'_>| {
-        host.sh("mariadb-check --all-databases --extended --default-character-set=utf8mb4 | grep -v ' OK$' || true")
+        let lines = host
+            .sh("mariadb-check --all-databases --extended --default-character-set=utf8mb4 | grep -v ' OK$' || true");
+        let names = lines.lines().filter(|line| !line.contains(" : "));
+        names.map(str::to_owned).collect::<Vec<_>>()
     };
+    // what cannot be checked on the source, as a view whose definer is gone, cannot be here; and nothing else
     assert_eq!(checked(d1), checked(src));
     fleet.hosts(&["reboot", "d1"]);
     assert_eq!(accounts::rows(d1), own_accounts);
