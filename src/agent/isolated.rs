@@ -189,10 +189,6 @@ async fn connect(
 /// All changes to the copy; the accounts come last, as the session's own account goes with them.
 async fn change(sql: &mut Sql, plan: &Plan<'_>, session: &Session) -> Outcome<Installed> {
     let version = runtime::version(&sql.variables().await?)?;
-    if version.flavour.is_mysql() {
-        // GTIDs are counted without a binary log, too (verified on 9.7.4): the copy begins without any, not with ours
-        sql.execute("SET sql_log_bin = 0").await?;
-    }
     let xa = defuse::roll_back_xa(sql, version.flavour, plan.options.rollback_xa).await?;
     let mut done = Installed { xa, ..Installed::default() };
     done.defused = defuse::disconnect(sql, &version).await?;

@@ -8,8 +8,8 @@ use crate::mariadb::production;
 use crate::operator::Operator;
 use crate::watch::{Onlooker, Writer};
 
-/// The longest that the source may be down when its run is gone: host_timeout, a proven stop and a start, on a busy machine.
-const CAP: Duration = Duration::from_secs(45);
+/// The longest that the source may be down when its run is gone: 30 s of silence, a proven stop and a start, on a busy machine.
+const CAP: Duration = Duration::from_secs(90);
 
 /// Production with enough data that a copy takes a while over a slow line.
 #[track_caller]

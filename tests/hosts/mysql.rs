@@ -97,18 +97,15 @@ fn mysql_to_mysql() {
             host.sql("SELECT COUNT(*) FROM performance_schema.replication_connection_configuration WHERE host <> ''"),
             "0"
         );
-        let gtids = [host.variable("gtid_executed"), host.variable("gtid_purged")];
-        assert!(
-            gtids.iter().all(|set| set.is_empty()),
-            "{gtids:?}\n{}",
-            host.sh("mysqlbinlog -vv $(mysql -N -e 'SELECT @@log_bin_basename').0* | head -c 6000")
-        );
+        // no GTID but the server's own, of the one statement that it writes by itself: a MEMORY table that is empty after a start
+        let (uuid, executed) = (host.variable("server_uuid"), host.variable("gtid_executed"));
+        assert!(executed.is_empty() || executed == format!("{uuid}:1"), "{executed}");
+        assert_eq!(host.variable("gtid_purged"), "");
+        let written = host.sh("mysqlbinlog $(mysql -N -e 'SELECT @@log_bin_basename').0*");
+        let statements =
+            written.matches("SET @@SESSION.GTID_NEXT= '").count() - written.matches("GTID_NEXT= 'AUTOMATIC'").count();
+        assert_eq!(statements, written.matches("implicitly emptying in-memory table").count(), "{written}");
         assert_ne!(host.variable("server_uuid"), src.variable("server_uuid"));
-        assert!(
-            !host
-                .sh("mysqlbinlog $(mysql -N -e 'SELECT @@log_bin_basename').0* | head -c 100000")
-                .contains("INSERT INTO ledger")
-        );
         // the X plugin serves again, on its usual socket and port
         assert_eq!(
             host.sql("SELECT plugin_status FROM information_schema.plugins WHERE plugin_name = 'mysqlx'"),
