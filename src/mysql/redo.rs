@@ -288,7 +288,8 @@ fn mysql(files: &[RedoFile], read_at: &mut dyn FnMut(usize, u64, usize) -> Optio
     }
 }
 
-/// Blocks are numbered from 1 to this and then from 1 again (MySQL source, log0log.h).
+/// Blocks are numbered from 1 to this and then from 1 again (LOG_BLOCK_MAX_NO of MySQL; the turn itself, at 512 GiB of log, was not
+/// tried: a log that ends there is judged as unknown or not clean, never wrongly as clean).
 const BLOCK_NUMBERS: u32 = 1 << 30;
 
 /// A block's number and how many of its bytes are used.
