@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: utils/demo.sh [--size MB] [--keep]
+usage: utils/demo.sh [--size MB] [--keep] [--dev]
 
 Installs what is missing, builds, then runs a whole refresh on three real MariaDB servers, plain processes in a new folder
 under /tmp: plan, refresh, proof, history, rollback. Needs no root where MariaDB is installed; touches nothing outside that
@@ -13,17 +13,19 @@ folder and the build's.
 
   --size MB  production's data, about (default 400)
   --keep     leave the folder and its servers for a look around
+  --dev      build without optimisation: quicker to build, slower to run
   --help     this text
 
 Exit code: 0 when every check held.
 END
 }
 
-size=400 keep=no
+size=400 keep=no profile=release
 while [ $# -gt 0 ]; do
     case $1 in
         --size) size=${2-} && shift ;;
         --keep) keep=yes ;;
+        --dev) profile=dev ;;
         --help | -h) usage && exit ;;
         *) usage >&2 && exit 2 ;;
     esac
@@ -320,8 +322,8 @@ title "What is needed"
 "$root/utils/install-dependencies.sh"
 PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
 note "building (the first time takes minutes)"
-(cd "$root" && cargo build --release --locked --quiet)
-program=${CARGO_TARGET_DIR:-$root/target}/release/mysql-refreshd
+(cd "$root" && cargo build --profile "$profile" --locked --quiet)
+program=${CARGO_TARGET_DIR:-$root/target}/${profile/#dev/debug}/mysql-refreshd
 note "$("$program" --version)"
 
 # Short: a unix socket's path has at most 107 bytes. Not TMPDIR, which may be long.
