@@ -41,7 +41,7 @@ pub fn of_summary(summary: &Summary) -> u8 {
         Ending::Done => DONE,
         Ending::Failed => FAILED,
         Ending::Usage => USAGE,
-        Ending::Locked => LOCKED,
+        Ending::Locked | Ending::Skipped => LOCKED,
         Ending::Refused => REFUSED,
         Ending::Human => HUMAN,
         Ending::Partial => PARTIAL,

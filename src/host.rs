@@ -128,6 +128,7 @@ impl Remote {
     async fn reach(&mut self) -> Outcome<Connection> {
         let (report, name) = (self.context.report.clone(), self.name());
         let asides = move |aside| match aside {
+            Aside::Alive => report.beat(),
             Aside::Note(text) => report.note(&name, text),
             Aside::Warning(text) => report.warn(&name, text),
             Aside::Progress { done, total, what } => report.tell(Event::Progress { done, total, what }),

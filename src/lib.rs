@@ -4,10 +4,10 @@
 //!
 //! | layer | modules | what |
 //! |---|---|---|
-//! | 4 | [`cli`], [`failure`], [`logging`] | arguments, terminal, exit codes, logs |
+//! | 4 | [`cli`], [`daemon`], [`status`], [`failure`], [`logging`] | arguments, terminal; schedules, queue, socket, service manager; what goes on; exit codes, logs |
 //! | 3 | [`refresh`] | the pipeline: one function, top to bottom; plan, recover, rollback |
 //! | 2 | [`config`], [`host`], [`run`] | configuration as typed and validated; typed calls to one machine; steps, arm, fire, unwind |
-//! | 1 | [`transport`], [`agent`], [`authority`], [`store`], [`lock`], [`durable`] | how an agent is reached; the agent; what its host allows; journal and history; locks; files replaced whole |
+//! | 1 | [`transport`], [`agent`], [`authority`], [`store`], [`lock`], [`durable`], [`account`] | how an agent is reached; the agent; what its host allows; journal and history; locks; files replaced whole; UNIX accounts |
 //! | 0 | [`wire`], [`delta`], [`mysql`], [`instance`], [`route`], [`report`], [`problem`], [`failpoint`] | pure data and knowledge |
 //!
 //! Invariants, stated as absences:
@@ -22,8 +22,10 @@
 //!   below `cli` knows of exit codes or a terminal.
 
 pub mod cli;
+pub mod daemon;
 pub mod failure;
 pub mod logging;
+pub mod status;
 
 pub mod refresh;
 
@@ -31,6 +33,7 @@ pub mod config;
 pub mod host;
 pub mod run;
 
+pub mod account;
 pub mod agent;
 pub mod authority;
 pub mod durable;

@@ -2,18 +2,22 @@
 //! line for each run.
 //!
 //! Written synchronously, so that the last line survives an abort. A log that cannot be written is a warning, never a reason
-//! not to run. Retention is limited to the log's own names; still the folder is for nothing else.
+//! not to run. Retention touches the log's own files only. Under a service manager every line goes to its journal, too, with
+//! fields.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use tracing::{error, info, warn};
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{Daemon, LogFormat};
 use crate::failure;
 use crate::problem::{Outcome, Problem};
-use crate::report::{Event, Stamped, Summary};
+use crate::report::{Ending, Event, Stamped, Summary};
 
 /// Begins to log. An error is worth a warning.
 pub fn start(daemon: &Daemon) -> Outcome<()> {
@@ -22,25 +26,96 @@ pub fn start(daemon: &Daemon) -> Outcome<()> {
             .cause(error.to_string())
             .hint("Run as the account that owns it, or set `daemon.log_dir`.")
     };
-    std::fs::create_dir_all(&daemon.log_dir).map_err(|e| cannot(&e))?;
-    let appender = appender(&daemon.log_dir, daemon.log_keep).map_err(|e| cannot(&e))?;
     let filter = EnvFilter::new(format!("mysql_refreshd={}", daemon.log_level));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::sync::Mutex::new(appender)).with_ansi(false);
-    let started = match daemon.log_format {
-        LogFormat::Json => builder.json().flatten_event(true).with_target(false).try_init(),
-        LogFormat::Text => builder.with_target(false).try_init(),
+    let journal = journal();
+    let files = files(&daemon.log_dir, daemon.log_keep);
+    let (writer, failed) = match files {
+        Ok(files) => (Some(Mutex::new(files)), None),
+        Err(error) => (None, Some(cannot(&error))),
     };
-    started.map_err(|e| Problem::failed("cannot start logging").cause(e.to_string()))
+    let file = writer.map(|writer| {
+        let layer = tracing_subscriber::fmt::layer().with_writer(writer).with_ansi(false).with_target(false);
+        match daemon.log_format {
+            LogFormat::Json => layer.json().flatten_event(true).boxed(),
+            LogFormat::Text => layer.boxed(),
+        }
+    });
+    let started = tracing_subscriber::registry().with(filter).with(journal).with(file).try_init();
+    started.map_err(|e| Problem::failed("cannot start logging").cause(e.to_string()))?;
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        error!(panic = %panic, "a fault of this program");
+        before(panic);
+    }));
+    failed.map_or(Ok(()), Err)
 }
 
-fn appender(folder: &Path, keep: usize) -> Result<RollingFileAppender, tracing_appender::rolling::InitError> {
-    RollingFileAppender::builder()
+/// The journal, with fields, where a service manager has connected it; else nobody.
+fn journal() -> Option<tracing_journald::Layer> {
+    std::env::var_os("JOURNAL_STREAM")?;
+    Some(tracing_journald::layer().ok()?.with_syslog_identifier("mysql-refreshd".to_owned()))
+}
+
+/// The log's files: one for each day, so many of them. What else lies in the folder is nobody's business here.
+struct Files {
+    folder: PathBuf,
+    keep: usize,
+    day: String,
+    appender: RollingFileAppender,
+}
+
+/// How the files are named.
+const PREFIX: &str = "mysql-refreshd.";
+const SUFFIX: &str = ".log";
+
+fn files(folder: &Path, keep: usize) -> Result<Files, std::io::Error> {
+    std::fs::create_dir_all(folder)?;
+    // its own limit on the number of files would count and delete whatever begins and ends alike
+    let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
-        .filename_prefix("mysql-refreshd")
-        .filename_suffix("log")
-        .max_log_files(keep)
+        .filename_prefix(PREFIX.trim_end_matches('.'))
+        .filename_suffix(SUFFIX.trim_start_matches('.'))
         .build(folder)
+        .map_err(std::io::Error::other)?;
+    prune(folder, keep);
+    Ok(Files { folder: folder.to_owned(), keep, day: today(), appender })
+}
+
+/// The day by which files are named: UTC, as the appender has it.
+fn today() -> String {
+    chrono::Utc::now().format("%Y-%m-%d").to_string()
+}
+
+impl std::io::Write for Files {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.appender.write(bytes)?;
+        let day = today();
+        if day != self.day {
+            self.day = day;
+            prune(&self.folder, self.keep);
+        }
+        Ok(written)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.appender.flush()
+    }
+}
+
+/// Deletes the oldest of the log's own files beyond `keep`: plain files named by a day, and nothing else.
+fn prune(folder: &Path, keep: usize) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let own = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.ok()?;
+        let name = entry.file_name().into_string().ok()?;
+        let day = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+        let is_day = day.len() == 10 && day.parse::<chrono::NaiveDate>().is_ok();
+        (is_day && entry.file_type().ok()?.is_file()).then_some(name)
+    };
+    let mut names: Vec<String> = entries.filter_map(own).collect();
+    names.sort();
+    for name in &names[..names.len().saturating_sub(keep)] {
+        let _ = std::fs::remove_file(folder.join(name));
+    }
 }
 
 /// Writes an event to the log.
@@ -72,7 +147,7 @@ fn log_summary(run: &str, s: &Summary) {
     let (refreshed, failed) = (refreshed.join(","), failed.join(","));
     let (ending, code) = (s.ending.name(), failure::of_summary(s));
     let outage_ms = s.outage_ms.unwrap_or(0);
-    if code == failure::DONE {
+    if code == failure::DONE || s.ending == Ending::Skipped {
         info!(
             run,
             summary = true,
@@ -105,5 +180,36 @@ fn log_summary(run: &str, s: &Summary) {
             problem,
             "run finished"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retention_never_touches_foreign_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let own: Vec<String> = (1..=5).map(|day| format!("mysql-refreshd.2026-01-0{day}.log")).collect();
+        let foreign = [
+            "mysql-refreshd.log",
+            "mysql-refreshd.notes.log",
+            "mysql-refreshd.2026-01-01.log.gz",
+            "mysql-refreshd.2026-13-01.log",
+            "mysql-refreshd-2026-01-01.log",
+            "mysql-refreshd.20260101.log",
+            "z.log",
+        ];
+        for name in own.iter().map(String::as_str).chain(foreign) {
+            std::fs::write(dir.path().join(name), "x").unwrap();
+        }
+        std::fs::create_dir(dir.path().join("mysql-refreshd.2025-01-01.log")).unwrap();
+        std::os::unix::fs::symlink("z.log", dir.path().join("mysql-refreshd.2025-01-02.log")).unwrap();
+        // opening makes today's, and counts it
+        drop(files(dir.path(), 3).unwrap());
+        let has = |name: &str| dir.path().join(name).symlink_metadata().is_ok();
+        assert_eq!(own.iter().map(|name| has(name)).collect::<Vec<_>>(), [false, false, false, true, true]);
+        assert!(foreign.iter().all(|name| has(name)));
+        assert!(has("mysql-refreshd.2025-01-01.log") && has("mysql-refreshd.2025-01-02.log"));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
 
@@ -104,6 +104,8 @@ pub enum Ending {
     Usage,
     /// Another run holds a lock.
     Locked,
+    /// Another run holds a lock, and this one was to be left out then.
+    Skipped,
     /// A safety rule said no; everything is as it was.
     Refused,
     /// Failed, and not all could be put back: a human is needed.
@@ -115,6 +117,19 @@ pub enum Ending {
 }
 
 impl Ending {
+    /// All of them.
+    pub const ALL: [Ending; 9] = [
+        Ending::Done,
+        Ending::Failed,
+        Ending::Usage,
+        Ending::Locked,
+        Ending::Skipped,
+        Ending::Refused,
+        Ending::Human,
+        Ending::Partial,
+        Ending::Cancelled,
+    ];
+
     /// In a word.
     pub fn name(self) -> &'static str {
         match self {
@@ -122,12 +137,24 @@ impl Ending {
             Ending::Failed => "failed",
             Ending::Usage => "usage",
             Ending::Locked => "locked",
+            Ending::Skipped => "skipped",
             Ending::Refused => "refused",
             Ending::Human => "human needed",
             Ending::Partial => "partial",
             Ending::Cancelled => "cancelled",
         }
     }
+}
+
+/// The data that a destination serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serves {
+    /// The run that brought it.
+    pub run: String,
+    /// The host it was taken from.
+    pub source: String,
+    /// When the source was stopped for it, RFC 3339.
+    pub taken: String,
 }
 
 /// What became of one destination.
@@ -137,6 +164,9 @@ pub struct DestinationResult {
     pub host: String,
     /// It serves the new generation.
     pub refreshed: bool,
+    /// What it serves since this run, where that is known.
+    #[serde(default)]
+    pub serves: Option<Serves>,
     /// Why not.
     pub problem: Option<Problem>,
     /// Accounts kept, events disabled and the like, in words.
@@ -172,6 +202,27 @@ pub struct Summary {
     pub destinations: Vec<DestinationResult>,
     /// Each step's time.
     pub steps: Vec<StepTime>,
+}
+
+impl Summary {
+    /// Of something that took no image and touched nothing yet.
+    pub fn of_nothing(id: &str, refresh: &str, ending: Ending) -> Self {
+        Self {
+            id: id.to_owned(),
+            refresh: refresh.to_owned(),
+            ending,
+            problem: None,
+            not_put_back: Vec::new(),
+            outage_ms: None,
+            total_ms: 0,
+            files: 0,
+            bytes: 0,
+            sent_bytes: 0,
+            image: None,
+            destinations: Vec::new(),
+            steps: Vec::new(),
+        }
+    }
 }
 
 /// How long a step took.
@@ -273,6 +324,24 @@ pub struct Reporter {
     run: Arc<str>,
     queue: Sender<Item>,
     waiting: Arc<AtomicUsize>,
+    pulse: Pulse,
+    hung: Arc<AtomicBool>,
+}
+
+/// Counts a run's signs of life: its events, what is heard from its hosts, its looks at a lock it waits for. Whoever watches
+/// sees whether it moves. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse(Arc<AtomicU64>);
+
+impl Pulse {
+    /// A sign of life.
+    pub fn beat(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    /// How many there were.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 enum Item {
@@ -283,12 +352,15 @@ enum Item {
 /// Events that may wait; progress beyond that is left out, everything else is kept.
 const MAX_WAITING: usize = 1000;
 
+/// How long the begin and end of a step wait for theirs.
+const MOMENT: Duration = Duration::from_millis(100);
+
 /// How long the end of a run waits for its listeners.
 const FLUSH: Duration = Duration::from_secs(10);
 
 impl Reporter {
     /// For one run.
-    pub fn new(run: &str, sinks: Vec<Sink>) -> Self {
+    pub fn new(run: &str, sinks: Vec<Sink>, pulse: Pulse) -> Self {
         let (queue, items) = channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let taken = waiting.clone();
@@ -305,24 +377,36 @@ impl Reporter {
                 }
             }
         });
-        Self { run: run.into(), queue, waiting }
+        Self { run: run.into(), queue, waiting, pulse, hung: Arc::default() }
+    }
+    /// A sign of life without an event.
+    pub fn beat(&self) {
+        self.pulse.beat();
     }
     /// Tells everyone, without waiting.
     pub fn tell(&self, event: Event) {
+        self.beat();
         let waiting = self.waiting.load(Ordering::Relaxed);
         if waiting > MAX_WAITING && matches!(event, Event::Progress { .. }) {
             return;
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
+        let heavy = matches!(event, Event::StepStarted { .. } | Event::StepFinished { .. } | Event::Undo { .. });
         let at = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
         let _ = self.queue.send(Item::Event(Box::new(Stamped { run: self.run.to_string(), at, event })));
+        // where a run was must be on record if this process dies now; a listener that hangs is waited for only once
+        if heavy && !self.hung.load(Ordering::Relaxed) && !self.flush_within(MOMENT) {
+            self.hung.store(true, Ordering::Relaxed);
+        }
     }
     /// Waits until everything told so far has reached everyone, but not for ever.
     pub fn flush(&self) {
+        self.flush_within(FLUSH);
+    }
+
+    fn flush_within(&self, limit: Duration) -> bool {
         let (done, heard) = sync_channel(1);
-        if self.queue.send(Item::Flush(done)).is_ok() {
-            let _ = heard.recv_timeout(FLUSH);
-        }
+        self.queue.send(Item::Flush(done)).is_ok() && heard.recv_timeout(limit).is_ok()
     }
     /// A line about a host.
     pub fn note(&self, host: impl fmt::Display, text: impl Into<String>) {

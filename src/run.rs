@@ -83,7 +83,8 @@ pub struct Run<U> {
     holder: Holder,
     locks: Mutex<Vec<Lock>>,
     times: Mutex<Vec<StepTime>>,
-    _alive: Option<Lock>,
+    // of a run that was taken up again, someone else holds it
+    alive: Mutex<Option<Lock>>,
     undos: PhantomData<fn(U)>,
 }
 
@@ -118,7 +119,7 @@ impl<U: Serialize + DeserializeOwned + Clone> Run<U> {
             holder,
             locks: Mutex::default(),
             times: Mutex::default(),
-            _alive: alive,
+            alive: Mutex::new(alive),
             undos: PhantomData,
         }
     }
@@ -166,7 +167,8 @@ impl<U: Serialize + DeserializeOwned + Clone> Run<U> {
 
     fn say_where(&self, step: &str) {
         let holder = Holder { step: step.into(), ..self.holder.clone() };
-        for lock in self.locks.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+        let mut alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        for lock in self.locks.lock().unwrap_or_else(PoisonError::into_inner).iter_mut().chain(alive.iter_mut()) {
             // for whoever waits; not worth failing a run
             let _ = lock.describe(&holder);
         }

@@ -3,11 +3,14 @@
 //! Written synchronously: what `arm` returned for is on disk before the act. Knows nothing of what an undo does; it keeps
 //! texts.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
 
 use crate::lock;
 use crate::problem::{Explain, Outcome};
@@ -24,7 +27,7 @@ pub struct Store {
 }
 
 /// A run as history knows it.
-#[derive(Debug, Clone, serde::Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RunRow {
     /// Its id.
     pub run: String,
@@ -51,6 +54,54 @@ pub struct UndoRow {
     pub undo: String,
 }
 
+/// Which runs are wanted.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Filter {
+    /// Of this refresh.
+    pub refresh: Option<String>,
+    /// With this destination, as ENVIRONMENT/HOST.
+    pub destination: Option<String>,
+    /// That ended so.
+    pub ending: Option<Ending>,
+    /// Begun then or later.
+    pub since: Option<DateTime<Utc>>,
+    /// Begun then or before.
+    pub until: Option<DateTime<Utc>>,
+    /// How many at most.
+    pub limit: u32,
+}
+
+/// What the daemon remembers of a refresh's schedule.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleRow {
+    /// The schedule it is about, as text.
+    pub schedule: Option<String>,
+    /// The latest occurrence that was dealt with: run, or left out.
+    pub seen: Option<DateTime<Utc>>,
+    /// The latest one that was left out, and why.
+    pub missed: Option<Missed>,
+    /// Who wished that the schedule not be followed, and since when.
+    pub paused: Option<Paused>,
+}
+
+/// An occurrence of a schedule that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missed {
+    /// When it would have been.
+    pub planned: DateTime<Utc>,
+    /// Why it was not.
+    pub why: String,
+}
+
+/// A pause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paused {
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// Whose wish it was.
+    pub by: String,
+}
+
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, refresh TEXT NOT NULL, started TEXT NOT NULL, finished TEXT, ending TEXT, summary TEXT, hosts TEXT NOT NULL
@@ -60,6 +111,9 @@ CREATE TABLE IF NOT EXISTS undos (
 );
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL REFERENCES runs(run), event TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS schedules (
+    refresh TEXT PRIMARY KEY, schedule TEXT, seen TEXT, missed TEXT, paused TEXT
 );
 CREATE INDEX IF NOT EXISTS undos_by_run ON undos (run);
 CREATE INDEX IF NOT EXISTS events_by_run ON events (run);
@@ -93,6 +147,11 @@ impl Store {
 
     fn db(&self) -> MutexGuard<'_, Connection> {
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The controller's state folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The file whose lock says that a run is alive.
@@ -202,6 +261,48 @@ impl Store {
         self.finish(run, &summary)
     }
 
+    /// What is remembered of each refresh's schedule.
+    pub fn schedules(&self) -> Outcome<BTreeMap<String, ScheduleRow>> {
+        let db = self.db();
+        let read = || -> rusqlite::Result<Vec<(String, [Option<String>; 4])>> {
+            let mut query = db.prepare("SELECT refresh, schedule, seen, missed, paused FROM schedules")?;
+            query
+                .query_map([], |row| Ok((row.get(0)?, [row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?])))?
+                .collect()
+        };
+        let rows = read().explain(|| "cannot read the schedules' state")?;
+        let row = |[schedule, seen, missed, paused]: [Option<String>; 4]| ScheduleRow {
+            schedule,
+            seen: seen.and_then(|text| text.parse().ok()),
+            missed: missed.and_then(|text| serde_json::from_str(&text).ok()),
+            paused: paused.and_then(|text| serde_json::from_str(&text).ok()),
+        };
+        Ok(rows.into_iter().map(|(refresh, columns)| (refresh, row(columns))).collect())
+    }
+
+    /// Remembers a refresh's schedule. On disk when this returns.
+    pub fn keep_schedule(&self, refresh: &str, row: &ScheduleRow) -> Outcome<()> {
+        let missed = row.missed.as_ref().map(serde_json::to_string).transpose();
+        let paused = row.paused.as_ref().map(serde_json::to_string).transpose();
+        let (missed, paused) = (
+            missed.explain(|| "cannot write the schedules' state")?,
+            paused.explain(|| "cannot write the schedules' state")?,
+        );
+        self.db()
+            .execute(
+                "INSERT INTO schedules (refresh, seen, missed, paused, schedule) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (refresh) DO UPDATE SET seen = ?2, missed = ?3, paused = ?4, schedule = ?5",
+                params![refresh, row.seen.map(|at| at.to_rfc3339()), missed, paused, row.schedule],
+            )
+            .map(drop)
+            .explain(|| "cannot write the schedules' state")
+    }
+
+    /// Who is at a run that is under way, and how far; None: nobody, or it cannot be told.
+    pub fn at_work(&self, run: &str) -> Option<Holder> {
+        serde_json::from_str(&std::fs::read_to_string(self.alive_file(run)).ok()?).ok()
+    }
+
     /// The lock that says a run is alive, for whoever puts back what it left; None: it is alive, or in other hands.
     pub fn take_over(&self, run: &str) -> Outcome<Option<lock::Lock>> {
         // another process may just be looking whether it is alive
@@ -255,13 +356,22 @@ impl Store {
         Ok(lock::take_within(&path, Duration::ZERO)?.is_none())
     }
 
-    /// The latest runs, newest first.
-    pub fn history(&self, refresh: Option<&str>, limit: u32) -> Outcome<Vec<RunRow>> {
+    /// The runs that a filter lets through, newest first.
+    pub fn history(&self, filter: &Filter) -> Outcome<Vec<RunRow>> {
         let db = self.db();
         let read = || -> rusqlite::Result<Vec<RunRow>> {
-            let mut query =
-                db.prepare(&format!("{RUN_QUERY} WHERE ?1 IS NULL OR refresh = ?1 ORDER BY run DESC LIMIT ?2"))?;
-            query.query_map(params![refresh, limit], run_row)?.collect()
+            let mut query = db.prepare(&format!(
+                "{RUN_QUERY} WHERE (?1 IS NULL OR refresh = ?1) AND (?2 IS NULL OR ending = ?2)
+                 AND (?3 IS NULL OR started >= ?3) AND (?4 IS NULL OR started <= ?4)
+                 AND (?5 IS NULL OR EXISTS (SELECT 1 FROM json_each(summary, '$.destinations') AS d
+                                            WHERE json_extract(d.value, '$.host') = ?5))
+                 ORDER BY run DESC LIMIT ?6"
+            ))?;
+            let time = |moment: Option<DateTime<Utc>>| moment.map(|at| at.to_rfc3339_opts(SecondsFormat::Secs, true));
+            let ending = filter.ending.map(Ending::name);
+            let (since, until) = (time(filter.since), time(filter.until));
+            let values = params![filter.refresh, ending, since, until, filter.destination, filter.limit];
+            query.query_map(values, run_row)?.collect()
         };
         let rows = read().explain(|| "cannot read the history")?;
         Ok(rows.into_iter().map(|row| self.with_life(row)).collect())
@@ -347,6 +457,6 @@ mod tests {
         drop((alive, lock));
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.armed("r1").unwrap()[0].undo, "one");
-        assert_eq!(store.history(None, 10).unwrap()[0].armed, 1);
+        assert_eq!(store.history(&Filter { limit: 10, ..Filter::default() }).unwrap()[0].armed, 1);
     }
 }

@@ -27,6 +27,10 @@ pub struct Cli {
     #[arg(long, requires = "now")]
     pub dry_run: bool,
 
+    /// With --now: even in a window in which the refresh must not begin (`blackout`)
+    #[arg(long, requires = "now")]
+    pub despite_blackout: bool,
+
     /// A refresh that no configuration describes
     #[command(flatten)]
     pub one_off: OneOffArgs,
@@ -52,6 +56,9 @@ Exit codes:
   130  cancelled, everything was put back
 
 Every key of the configuration can be set in the environment, too: MYSQL_REFRESHD_REFRESHES__NIGHTLY__MAX_OUTAGE=10m
+
+As a service:
+  systemctl enable --now mysql-refreshd; mysql-refreshd status
 
 First steps:
   mysql-refreshd check --offline    is the configuration right?
@@ -160,7 +167,47 @@ pub enum Command {
         /// Do not wait for another run's lock, fail with exit code 3
         #[arg(long)]
         no_wait: bool,
+        /// Even in a window in which the refresh must not begin (`blackout`)
+        #[arg(long)]
+        despite_blackout: bool,
     },
+    /// Follow the schedules of the configuration, until told to end; the service runs this
+    Daemon,
+    /// What goes on, what runs next, how old each destination's data is
+    Status {
+        /// Show it again every two seconds, until Ctrl-C
+        #[arg(long, conflicts_with = "nagios")]
+        watch: bool,
+        /// One line for monitoring, and its exit codes: 0 ok, 1 warning, 2 critical, 3 unknown
+        #[arg(long)]
+        nagios: bool,
+        /// With --nagios: only this refresh
+        #[arg(value_name = "REFRESH", requires = "nagios")]
+        refresh: Option<String>,
+        /// With --nagios: a warning when a destination's data is older than this, "26h" for example
+        #[arg(long, value_name = "DURATION", requires = "nagios")]
+        warning: Option<humantime::Duration>,
+        /// With --nagios: critical when it is older than this
+        #[arg(long, value_name = "DURATION", requires = "nagios")]
+        critical: Option<humantime::Duration>,
+    },
+    /// Cancel a run of the daemon; everything is put back
+    Cancel {
+        /// The run's id, as `status` shows it
+        run: String,
+    },
+    /// Do not follow a refresh's schedule until `resume`; on demand it still runs
+    Pause {
+        /// Name of a refresh in the configuration
+        refresh: String,
+    },
+    /// Follow a paused refresh's schedule again; what was left out meanwhile is not made good
+    Resume {
+        /// Name of a refresh in the configuration
+        refresh: String,
+    },
+    /// Make the daemon read the configuration again; with errors in it, it keeps the one it has
+    Reload,
     /// Show everything a refresh would do, on every host, without doing it
     Plan {
         /// Name of a refresh in the configuration
@@ -182,9 +229,24 @@ pub enum Command {
     History {
         /// Only of this refresh
         refresh: Option<String>,
+        /// Only with this destination, as ENVIRONMENT/HOST
+        #[arg(long, value_name = "HOST")]
+        destination: Option<String>,
+        /// Only with this result: done, failed, usage, locked, skipped, refused, human, partial or cancelled
+        #[arg(long, value_name = "RESULT")]
+        result: Option<String>,
+        /// Only begun then or later: a date, a time (RFC 3339), or how long ago, "7d" for example
+        #[arg(long, value_name = "WHEN")]
+        since: Option<String>,
+        /// Only begun then or before
+        #[arg(long, value_name = "WHEN")]
+        until: Option<String>,
         /// How many
         #[arg(long, default_value_t = 20)]
         limit: u32,
+        /// Draw how long the source was down, and how long each run took
+        #[arg(long)]
+        plot: bool,
     },
     /// Show one run: its steps, destinations, and what went wrong
     Show {
@@ -227,6 +289,18 @@ pub enum Command {
     },
     /// (on a host) As the command= of a key in authorized_keys: starts agents and nothing else
     Gate,
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man {
+        /// The folder they are written to
+        folder: PathBuf,
+    },
     /// (internal) Serve a controller on stdin and stdout
     #[command(hide = true)]
     Agent {

@@ -1,9 +1,14 @@
 //! The edge: arguments in, exit code out. The only place that prints.
 
 mod args;
+mod ask;
 mod doctor;
 mod one_off;
+mod own_account;
 mod owner;
+mod past;
+mod plot;
+mod status;
 mod terminal;
 mod views;
 
@@ -12,8 +17,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -22,10 +27,12 @@ use self::terminal::Volume;
 use crate::agent::{guard, lane, launch, serve};
 use crate::authority::Authority;
 use crate::config::{self, Config, HostId, Refresh, Sources};
+use crate::daemon::message::Request;
+use crate::daemon::{self, Work};
 use crate::host::Typed;
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::refresh::{self, Job, recover, rollback};
-use crate::report::{Ending, Sink, Step};
+use crate::report::{Ending, Pulse, Sink, Step};
 use crate::run::Cancel;
 use crate::store::Store;
 use crate::wire::message::Role;
@@ -68,7 +75,7 @@ fn dispatch(cli: Cli) -> Outcome<u8> {
             return Err(Problem::new(Kind::Usage, "--now stands instead of a command")
                 .hint("Use `mysql-refreshd --now REFRESH…`, or `mysql-refreshd run REFRESH…`."));
         }
-        let how = How { no_wait: cli.no_wait, dry_run: cli.dry_run };
+        let how = How { no_wait: cli.no_wait, dry_run: cli.dry_run, despite_blackout: cli.despite_blackout };
         return match (&cli.one_off.source, names.is_empty()) {
             (Some(_), true) => one_off::run(&global, &cli.one_off, how),
             (Some(_), false) => Err(Problem::new(
@@ -82,7 +89,22 @@ fn dispatch(cli: Cli) -> Outcome<u8> {
     }
     match cli.command {
         None => Err(Problem::new(Kind::Usage, "nothing to do").hint("See `mysql-refreshd --help`.")),
-        Some(Command::Run { refreshes, no_wait }) => run(&global, &refreshes, How { no_wait, dry_run: false }),
+        Some(Command::Run { refreshes, no_wait, despite_blackout }) => {
+            run(&global, &refreshes, How { no_wait, dry_run: false, despite_blackout })
+        }
+        Some(Command::Daemon) => serve(&global),
+        Some(Command::Status { watch, nagios, refresh, warning, critical }) => {
+            let seconds = |limit: Option<humantime::Duration>| limit.map(|limit| limit.as_secs());
+            let limits = crate::status::Limits { warning_s: seconds(warning), critical_s: seconds(critical) };
+            status::run(
+                &global,
+                if nagios { status::How::Nagios(refresh, limits) } else { status::How::Person { watch } },
+            )
+        }
+        Some(Command::Cancel { run }) => ask::simple(&global, Request::Cancel { run }),
+        Some(Command::Pause { refresh }) => ask::simple(&global, Request::Pause { refresh }),
+        Some(Command::Resume { refresh }) => ask::simple(&global, Request::Resume { refresh }),
+        Some(Command::Reload) => ask::simple(&global, Request::Reload),
         Some(Command::Plan { refresh }) => plan(&global, &refresh),
         Some(Command::Check { offline }) => check(&global, offline),
         Some(Command::Config { command: ConfigCommand::Show }) => config_show(&global),
@@ -91,11 +113,16 @@ fn dispatch(cli: Cli) -> Outcome<u8> {
         Some(Command::Host { command }) => owner::host(&global, command),
         Some(Command::Consent { command }) => owner::consent(&global, command),
         Some(Command::Gate) => owner::gate().map(|()| failure::DONE),
-        Some(Command::History { refresh, limit }) => history(&global, refresh.as_deref(), limit),
-        Some(Command::Show { run }) => show(&global, &run),
+        Some(Command::History { refresh, destination, result, since, until, limit, plot }) => {
+            let wanted = past::Wanted { refresh, destination, result, since, until, limit };
+            past::history(&global, &wanted, plot)
+        }
+        Some(Command::Show { run }) => past::show(&global, &run),
         Some(Command::Rollback { destination, no_wait }) => roll_back(&global, &destination, no_wait),
         Some(Command::Recover { forget: Some(run), .. }) => forget(&global, &run),
         Some(Command::Recover { forget: None, password_file }) => recover_all(&global, password_file),
+        Some(Command::Completions { shell }) => completions(shell),
+        Some(Command::Man { folder }) => manual(&folder),
         Some(Command::Agent { list_points: true, .. }) => list_points(),
         Some(Command::Agent { lane: true, .. }) => lane::run().map(|()| failure::DONE),
         Some(Command::Agent { role, trust_controller, policy, .. }) => {
@@ -225,6 +252,7 @@ fn secret_in(file: &Path) -> Outcome<SecretString> {
 struct How {
     no_wait: bool,
     dry_run: bool,
+    despite_blackout: bool,
 }
 
 /// What a person types when asked, beside what the command line gave.
@@ -239,7 +267,26 @@ fn typed(global: &Global, password: Option<SecretString>) -> Outcome<Typed> {
 fn run(global: &Global, names: &[String], how: How) -> Outcome<u8> {
     let config = load(global)?;
     let refreshes = names.iter().map(|name| find(&config, name)).collect::<Outcome<Vec<_>>>()?;
+    if !how.dry_run {
+        let work: Vec<Work> = names.iter().cloned().map(Work::Refresh).collect();
+        if let Some(code) = ask::to_do(global, &config, &work, how)? {
+            return Ok(code);
+        }
+        own_account::become_owner(&config)?;
+    }
     run_all(global, &config, &refreshes, how, &typed(global, None)?)
+}
+
+/// The daemon, until it is told to end.
+fn serve(global: &Global) -> Outcome<u8> {
+    let config = load(global)?;
+    own_account::become_owner(&config)?;
+    start_logging(&config);
+    let again = global.clone();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().explain(|| "cannot start")?;
+    let result = runtime.block_on(daemon::serve(config, Box::new(move || load(&again))));
+    runtime.shutdown_background();
+    result.map(|()| failure::DONE)
 }
 
 fn run_all(global: &Global, config: &Config, refreshes: &[&Refresh], how: How, typed: &Typed) -> Outcome<u8> {
@@ -255,14 +302,15 @@ fn run_all(global: &Global, config: &Config, refreshes: &[&Refresh], how: How, t
         for refresh in refreshes.iter().copied() {
             let job = Job {
                 config,
-                refresh,
                 store: store.clone(),
                 sinks: sinks(global),
                 cancel: cancel.clone(),
                 no_wait: how.no_wait,
+                despite_blackout: how.despite_blackout,
                 typed: typed.clone(),
+                pulse: Pulse::default(),
             };
-            let summary = refresh::run(job).await?;
+            let summary = refresh::run(job, refresh).await?;
             finish(global, &summary);
             code = failure::worse(code, failure::of_summary(&summary));
             if summary.ending == Ending::Cancelled {
@@ -338,65 +386,31 @@ fn load_kept(global: &Global) -> Outcome<Config> {
     load_from(global, global.config.as_os_str() == args::DEFAULT_CONFIG)
 }
 
-/// Every history that there is. One that cannot be read is named.
-fn kept_stores(global: &Global) -> Outcome<Vec<Store>> {
-    let config = load_kept(global)?;
-    let mut own = config.clone();
-    one_off::own_places(&mut own);
-    let mut folders = vec![config.daemon.state_dir];
-    if !folders.contains(&own.daemon.state_dir) {
-        folders.push(own.daemon.state_dir);
-    }
-    let mut stores = Vec::new();
-    for folder in folders.iter().filter(|folder| folder.join("history.db").exists()) {
-        match Store::open(folder) {
-            Ok(store) => stores.push(store),
-            Err(problem) => {
-                terminal::say(&format!("warning: {problem}; run this as the account that owns it, or with sudo"));
-            }
-        }
-    }
-    Ok(stores)
-}
-
-fn history(global: &Global, refresh: Option<&str>, limit: u32) -> Outcome<u8> {
-    let mut rows = Vec::new();
-    for store in kept_stores(global)? {
-        rows.extend(store.history(refresh, limit)?);
-    }
-    rows.sort_by(|a, b| b.run.cmp(&a.run));
-    rows.truncate(limit as usize);
-    out(&if global.json { views::json(&rows)? } else { views::history(&rows) });
-    Ok(failure::DONE)
-}
-
-fn show(global: &Global, run: &str) -> Outcome<u8> {
-    let mut found = None;
-    for store in kept_stores(global)? {
-        found = found.or(store.show(run)?);
-    }
-    let (row, events) = found.ok_or_else(|| {
-        Problem::new(Kind::Usage, format!("no run {run:?} in the history"))
-            .hint("`mysql-refreshd history` lists the runs.")
-    })?;
-    out(&if global.json {
-        views::json(&serde_json::json!({ "run": row, "events": events }))?
-    } else {
-        views::show(&row, &events)
-    });
-    Ok(failure::DONE)
-}
-
 fn roll_back(global: &Global, destination: &str, no_wait: bool) -> Outcome<u8> {
     let config = load(global)?;
     let id: HostId = destination.parse().map_err(|_| {
         Problem::new(Kind::Usage, format!("{destination:?} is not a host")).hint("Name it as ENVIRONMENT/HOST.")
     })?;
+    let how = How { no_wait, dry_run: false, despite_blackout: false };
+    if let Some(code) = ask::to_do(global, &config, &[Work::Rollback(id.clone())], how)? {
+        return Ok(code);
+    }
+    own_account::become_owner(&config)?;
     start_logging(&config);
     let store = Store::open(&config.daemon.state_dir)?;
     let typed = typed(global, None)?;
     with_runtime(async |cancel| {
-        let summary = rollback::run(&config, &id, &store, sinks(global), cancel, no_wait, &typed).await?;
+        let job = Job {
+            config: &config,
+            store,
+            sinks: sinks(global),
+            cancel,
+            no_wait,
+            despite_blackout: false,
+            typed,
+            pulse: Pulse::default(),
+        };
+        let summary = rollback::run(job, &id).await?;
         finish(global, &summary);
         Ok(failure::of_summary(&summary))
     })
@@ -404,7 +418,7 @@ fn roll_back(global: &Global, destination: &str, no_wait: bool) -> Outcome<u8> {
 
 fn forget(global: &Global, run: &str) -> Outcome<u8> {
     let mut forgotten = false;
-    for store in kept_stores(global)? {
+    for store in past::stores(&load_kept(global)?) {
         forgotten |= store.forget(run)?;
     }
     if !forgotten {
@@ -421,6 +435,7 @@ fn recover_all(global: &Global, password_file: Option<PathBuf>) -> Outcome<u8> {
         None => None,
     };
     let mut config = load_kept(global)?;
+    own_account::become_owner(&config)?;
     one_off::own_places(&mut config);
     start_logging(&config);
     let store = Store::open(&config.daemon.state_dir)?;
@@ -437,4 +452,18 @@ fn recover_all(global: &Global, password_file: Option<PathBuf>) -> Outcome<u8> {
         }
         Ok(if recovered.iter().all(|r| r.left.is_empty()) { failure::DONE } else { failure::HUMAN })
     })
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "mysql-refreshd", &mut text);
+    out(String::from_utf8_lossy(&text).trim_end());
+    Ok(failure::DONE)
+}
+
+fn manual(folder: &Path) -> Outcome<u8> {
+    let cannot = || format!("cannot write the manual to {}", folder.display());
+    std::fs::create_dir_all(folder).explain(cannot)?;
+    clap_mangen::generate_to(Cli::command(), folder).explain(cannot)?;
+    Ok(failure::DONE)
 }

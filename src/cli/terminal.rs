@@ -161,6 +161,21 @@ pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { '·' } else { c }).collect()
 }
 
+/// An empty screen.
+pub fn clear() {
+    let _ = write!(std::io::stdout(), "\x1b[H\x1b[2J");
+}
+
+/// Columns of the terminal, or of a page where there is none.
+pub fn width() -> usize {
+    console_width().unwrap_or(100)
+}
+
+fn console_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then_some(usize::from(size.ws_col))
+}
+
 /// A finished run in a few lines.
 pub fn summary(s: &crate::report::Summary) -> String {
     let seconds = |ms: u64| format!("{:.2} s", ms as f64 / 1000.0);

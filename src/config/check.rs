@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use super::form::{cited, nearest};
 use super::model::{Config, Host, HostId, Refresh};
 use super::reader::Reader;
 use crate::instance::{Service, Target};
@@ -22,6 +23,7 @@ pub(super) fn config(reader: &mut Reader<'_>, config: &Config) {
     for refresh in config.refreshes.values() {
         destinations(reader, config, refresh);
         files(reader, refresh);
+        order(reader, config, refresh);
     }
 }
 
@@ -128,6 +130,34 @@ fn destinations(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
         if host.target.described().is_some_and(|instance| instance.dropin.is_none()) && !host.settings.is_empty() {
             let hint = format!("Set {} to an option file that the server reads last.", key(id, "dropin"));
             reader.fail_absent(&list, format!("{id} has settings, but no dropin to push them with"), Some(hint));
+        }
+    }
+}
+
+/// A refresh that follows another one has no schedule, and does not lead back to itself.
+fn order(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
+    let Some(first) = &refresh.after else { return };
+    let key = format!("refreshes.{}.after", refresh.name);
+    if !config.refreshes.contains_key(first) {
+        let near = nearest(first, config.refreshes.keys().map(String::as_str));
+        let hint = near.map(|near| format!("Did you mean `{near}`?"));
+        reader.fail_absent(&key, format!("there is no refresh {}", cited(first)), hint);
+        return;
+    }
+    if refresh.schedule.is_some() {
+        let hint = "A refresh runs by a schedule or after another one; leave one of the two out.".to_owned();
+        reader.fail(&key, "this refresh has a schedule, too", Some(hint));
+    }
+    let mut at = first;
+    for _ in 0..config.refreshes.len() {
+        if *at == refresh.name {
+            let hint = "Let one of them have a schedule instead.".to_owned();
+            reader.fail(&key, "these refreshes follow one another in a circle", Some(hint));
+            return;
+        }
+        match config.refreshes.get(at).and_then(|other| other.after.as_ref()) {
+            Some(next) => at = next,
+            None => return,
         }
     }
 }

@@ -9,6 +9,7 @@ use chrono_tz::Tz;
 use figment::value::Value;
 
 use super::policy::{Choice, Compression, Reserve};
+use super::timing::CatchUp;
 
 /// The longest duration taken: far beyond any use, and far from overflowing a clock.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -169,6 +170,19 @@ pub(super) const PERIOD: Form<Duration> = Form {
         long => Ok(long),
     },
     show: show_duration,
+};
+
+/// True, false, or until when.
+pub(super) const CATCH_UP: Form<CatchUp> = Form {
+    read: |found| match found.value {
+        Value::String(_, text) if !matches!(text.trim(), "true" | "false") => duration(found).map(CatchUp::Within),
+        _ => (FLAG.read)(found).map(|yes| if yes { CatchUp::Yes } else { CatchUp::No }),
+    },
+    show: |catch_up| match catch_up {
+        CatchUp::No => "false".to_owned(),
+        CatchUp::Yes => "true".to_owned(),
+        CatchUp::Within(limit) => show_duration(limit),
+    },
 };
 
 /// An absolute path. The value is not repeated in messages: someone may have written a secret there.

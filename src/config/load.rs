@@ -42,15 +42,26 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
     Ok(config)
 }
 
+/// Where the controller keeps what it knows, unless told otherwise.
+const STATE_DIR: &str = "/var/lib/mysql-refreshd";
+
 fn daemon<'v>(reader: &mut Reader<'v>, root: &mut Section<'v>) -> Daemon {
     let mut table = reader.table(root, "daemon");
+    let state_dir = reader.or(&mut table, "state_dir", form::PATH, PathBuf::from(STATE_DIR));
+    // another controller on this machine has a daemon of its own
+    let socket = match state_dir.to_str() {
+        Some(STATE_DIR) => PathBuf::from("/run/mysql-refreshd/control.sock"),
+        _ => state_dir.join("control.sock"),
+    };
     let daemon = Daemon {
-        state_dir: reader.or(&mut table, "state_dir", form::PATH, PathBuf::from("/var/lib/mysql-refreshd")),
+        state_dir,
         log_dir: reader.or(&mut table, "log_dir", form::PATH, PathBuf::from("/var/log/mysql-refreshd")),
         log_format: reader.or(&mut table, "log_format", choice(), LogFormat::default()),
         log_level: reader.or(&mut table, "log_level", form::LOG_LEVEL, "info".to_owned()),
         log_keep: reader.or(&mut table, "log_keep", form::COUNT, 30),
         host_timeout: reader.or(&mut table, "host_timeout", form::PERIOD, Duration::from_secs(30)),
+        socket: reader.or(&mut table, "socket", form::SOCKET, socket),
+        max_runs: reader.or(&mut table, "max_runs", form::COUNT, 2),
     };
     reader.close(table);
     daemon

@@ -21,6 +21,7 @@ mod schedule;
 mod secret;
 #[cfg(test)]
 mod tests;
+mod timing;
 
 pub use error::{ConfigError, ConfigErrors};
 pub use layers::Sources;
@@ -33,3 +34,4 @@ pub use policy::{
 };
 pub use schedule::{Schedule, ScheduleError};
 pub use secret::{SecretError, SecretRef};
+pub use timing::{Blackout, BlackoutError, CatchUp};

@@ -15,6 +15,7 @@ use super::hosts::SshKeys;
 use super::policy::{LogFormat, Method, Policy};
 use super::schedule::Schedule;
 use super::secret::SecretRef;
+use super::timing::{Blackout, CatchUp};
 use crate::instance::Target;
 use crate::route::Route;
 
@@ -65,6 +66,10 @@ pub struct Daemon {
     pub log_keep: usize,
     /// The silence after which a host counts as lost.
     pub host_timeout: Duration,
+    /// The unix socket of the running daemon.
+    pub socket: PathBuf,
+    /// How many runs go on at once, at least 1.
+    pub max_runs: usize,
 }
 
 /// A named cluster of hosts.
@@ -184,8 +189,16 @@ pub struct Refresh {
     pub destinations: Vec<HostId>,
     /// When it runs by itself.
     pub schedule: Option<Schedule>,
+    /// It runs whenever this refresh has ended well in a scheduled run; never together with a schedule.
+    pub after: Option<String>,
     /// Whether the schedule is followed.
     pub enabled: bool,
+    /// What becomes of a missed occurrence.
+    pub catch_up: CatchUp,
+    /// When no run may begin.
+    pub blackout: Blackout,
+    /// A scheduled run begins later by up to this, differently each time.
+    pub jitter: Duration,
     /// How the image is taken.
     pub method: Method,
     /// Everything else.

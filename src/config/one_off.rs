@@ -2,9 +2,12 @@
 //!
 //! A name that the configuration has is that host, with everything that protects it; anything else is an address.
 
+use std::time::Duration;
+
 use super::model::{Config, Host, HostId, Refresh, is_name};
 use super::policy::{AgentKind, Method, Policy, TransportKind};
 use super::secret::SecretRef;
+use super::timing::{Blackout, CatchUp};
 use crate::instance::Target;
 use crate::problem::{Kind, Outcome, Problem};
 use crate::route::{AgentProgram, INSTALLED, Route, Way};
@@ -60,7 +63,11 @@ impl OneOff {
             source,
             destinations,
             schedule: None,
+            after: None,
             enabled: false,
+            catch_up: CatchUp::No,
+            blackout: Blackout::none(),
+            jitter: Duration::ZERO,
             method: Method::default(),
             policy: Policy::default(),
         })

@@ -94,6 +94,8 @@ choice! {
     OnBusy {
         /// Wait for it, up to `lock_timeout`.
         Wait = "wait",
+        /// Leave this run out; that is no failure.
+        Skip = "skip",
         /// Give up at once.
         Fail = "fail",
     }

@@ -4,14 +4,17 @@
 //! what it says is left to `check`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::Utc;
+use chrono_tz::Tz;
 
 use super::form::{self, Form, choice, cited, nearest};
 use super::model::{Environment, HostId, Refresh};
 use super::policy::{Method, Policy};
 use super::reader::{Reader, Section};
 use super::schedule::Schedule;
+use super::timing::{self, Blackout, CatchUp};
 
 type Environments = BTreeMap<String, Environment>;
 
@@ -39,7 +42,12 @@ fn refresh<'v>(
 ) -> Option<Refresh> {
     let source = reader.required(section, "source", form::TEXT);
     let destinations = reader.required(section, "destinations", form::WORDS);
-    let schedule = schedule(reader, section);
+    let zone = reader.or(section, "time_zone", form::ZONE, chrono_tz::UTC);
+    let schedule = schedule(reader, section, zone);
+    let after = reader.optional(section, "after", form::TEXT);
+    let catch_up = reader.or(section, "catch_up", form::CATCH_UP, CatchUp::default());
+    let blackout = blackout(reader, section, zone);
+    let jitter = reader.or(section, "jitter", form::DURATION, Duration::ZERO);
     let enabled = reader.or(section, "enabled", form::FLAG, true);
     let method = reader.or(section, "method", choice(), Method::default());
     let policy = policy(reader, section);
@@ -51,7 +59,11 @@ fn refresh<'v>(
         source: source?,
         destinations: destinations?,
         schedule,
+        after,
         enabled,
+        catch_up,
+        blackout,
+        jitter,
         method,
         policy,
     })
@@ -122,9 +134,16 @@ fn destination_hosts(
     sound.then_some(hosts)
 }
 
-fn schedule<'v>(reader: &mut Reader<'v>, section: &mut Section<'v>) -> Option<Schedule> {
+fn blackout<'v>(reader: &mut Reader<'v>, section: &mut Section<'v>, zone: Tz) -> Blackout {
+    let windows = reader.or(section, "blackout", form::WORDS, Vec::new());
+    Blackout::parse(&windows, zone).unwrap_or_else(|error| {
+        reader.fail(&section.key("blackout"), error.to_string(), Some(timing::HINT.to_owned()));
+        Blackout::none()
+    })
+}
+
+fn schedule<'v>(reader: &mut Reader<'v>, section: &mut Section<'v>, zone: Tz) -> Option<Schedule> {
     let expression = reader.optional(section, "schedule", form::TEXT);
-    let zone = reader.or(section, "time_zone", form::ZONE, chrono_tz::UTC);
     let key = section.key("schedule");
     match Schedule::parse(&expression?, zone) {
         Ok(schedule) if schedule.next_after(Utc::now()).is_some() => return Some(schedule),

@@ -60,6 +60,11 @@ impl Schedule {
         &self.expression
     }
 
+    /// Expression and zone: what makes a schedule this one.
+    pub fn text(&self) -> String {
+        format!("{} {}", self.expression, self.zone.name())
+    }
+
     /// The zone it is meant in.
     pub fn zone(&self) -> Tz {
         self.zone

@@ -9,7 +9,7 @@ use super::safety::{self, Side};
 use crate::config::{Config, Host, Refresh};
 use crate::host::{DestinationHost, SourceHost, Typed};
 use crate::problem::{Kind, Problem};
-use crate::report::Reporter;
+use crate::report::{Pulse, Reporter};
 use crate::run::Cancel;
 use crate::wire::facts::Facts;
 use crate::wire::message::Role;
@@ -32,7 +32,7 @@ pub async fn examine(
     cancel: &Cancel,
     typed: &Typed,
 ) -> Vec<Finding> {
-    let report = Reporter::new("doctor", vec![Arc::new(|_| {})]);
+    let report = Reporter::new("doctor", vec![Arc::new(|_| {})], Pulse::default());
     let context = context(config, refresh, None, (&report, cancel, typed));
     let mut findings = Vec::new();
     let mut found = |what: String, lacks: Option<Problem>| {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::Host;
 use crate::host::{Context, DestinationHost, SourceHost};
 use crate::problem::{Outcome, Problem};
-use crate::report::{DestinationResult, Reporter};
+use crate::report::{DestinationResult, Reporter, Serves};
 use crate::run::Armed;
 use crate::wire::facts::Facts;
 use crate::wire::message::{Holder, Installed};
@@ -54,6 +54,8 @@ pub struct Destination {
     pub failed: Option<Problem>,
     /// It serves the new generation, for good.
     pub refreshed: bool,
+    /// What it serves since this run.
+    pub serves: Option<Serves>,
     /// What its isolated start did.
     pub installed: Option<Installed>,
     /// Armed undos, to be settled once the new generation is committed.
@@ -70,6 +72,7 @@ impl Hosts {
             facts: None,
             failed: None,
             refreshed: false,
+            serves: None,
             installed: None,
             armed: Vec::new(),
             notes: Vec::new(),
@@ -140,6 +143,7 @@ impl Hosts {
         let result = |d: &Destination| DestinationResult {
             host: d.host.0.name(),
             refreshed: d.refreshed,
+            serves: d.serves.clone(),
             problem: d.failed.clone(),
             notes: d.notes.clone(),
         };

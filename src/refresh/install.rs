@@ -10,7 +10,7 @@ use crate::config::{Accounts, Events, KeepPrevious, Layout, Policy, Refresh, XaP
 use crate::mysql::Flavour;
 use crate::mysql::variables::layout_variables;
 use crate::problem::{Outcome, Problem};
-use crate::report::Reporter;
+use crate::report::{Reporter, Serves};
 use crate::run::Run;
 use crate::wire::message::{Extra, InstallOptions, Keep, Origin, SwapOptions, VerifyOptions};
 
@@ -116,6 +116,8 @@ pub async fn commit(destination: &mut Destination, shared: &Shared<'_>, run: &Ru
     destination.host.0.begin_undo(run.holder());
     destination.host.commit(keep(&shared.refresh.policy)).await?;
     destination.refreshed = true;
+    let Origin { run: id, source, taken, .. } = &shared.origin;
+    destination.serves = Some(Serves { run: id.clone(), source: source.clone(), taken: taken.clone() });
     for armed in destination.armed.drain(..) {
         run.settle(armed)?;
     }

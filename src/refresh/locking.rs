@@ -80,6 +80,7 @@ async fn wait(
             }
             Some(_) => {}
         }
+        run.report.beat();
         if told.as_ref() != Some(&holder) {
             run.report.tell(Event::Waiting { host: name.to_owned(), holder: holder.clone() });
             told = Some(holder);

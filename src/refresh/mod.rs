@@ -24,7 +24,7 @@ use undo::Undo;
 use crate::config::{Compression, Config, LongTransactions, OnBusy, OnDestinationFailure, Proof, Refresh};
 use crate::host::{Context, Typed};
 use crate::problem::{Explain, Kind, Outcome, Problem};
-use crate::report::{Ending, Event, Reporter, Sink, Step, Summary};
+use crate::report::{Ending, Event, Pulse, Reporter, Sink, Step, Summary};
 use crate::route::Way;
 use crate::run::{Cancel, Run, new_id};
 use crate::store::Store;
@@ -38,8 +38,6 @@ const START_RESERVE: Duration = Duration::from_secs(10);
 pub struct Job<'a> {
     /// The configuration.
     pub config: &'a Config,
-    /// The refresh.
-    pub refresh: &'a Refresh,
     /// Journal and history.
     pub store: Store,
     /// Who listens.
@@ -48,8 +46,12 @@ pub struct Job<'a> {
     pub cancel: Cancel,
     /// Do not wait for locks.
     pub no_wait: bool,
+    /// A window in which nothing may begin does not matter.
+    pub despite_blackout: bool,
     /// Secrets that a person gave.
     pub typed: Typed,
+    /// The run's signs of life.
+    pub pulse: Pulse,
 }
 
 /// Figures that the pipeline leaves for the summary.
@@ -59,8 +61,23 @@ struct Figures {
     copied: Option<transfer::Copied>,
 }
 
+/// What a run may do about others, and when.
+#[derive(Clone, Copy)]
+struct Limits {
+    patience: locking::Patience,
+    despite_blackout: bool,
+}
+
+/// A refresh does not begin, and stops no source, in its blackout windows.
+fn outside_blackout(refresh: &Refresh) -> Outcome<()> {
+    let Some(end) = refresh.blackout.until(chrono::Utc::now()) else { return Ok(()) };
+    let end = end.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M %Z");
+    let what = format!("{} must not run now: its `blackout` {} lasts until {end}", refresh.name, refresh.blackout);
+    Err(Problem::refused(what).hint("Wait until then, or use --now with --despite-blackout."))
+}
+
 /// Who a run is, for locks and journal.
-fn holder(run: &str, refresh: &str) -> Holder {
+pub fn holder(run: &str, refresh: &str) -> Holder {
     Holder {
         run: run.to_owned(),
         refresh: refresh.to_owned(),
@@ -102,15 +119,17 @@ fn context(
 }
 
 /// Runs a refresh to its end, whatever that is. An error means that no run was begun.
-pub async fn run(job: Job<'_>) -> Outcome<Summary> {
-    let refresh = job.refresh;
+pub async fn run(job: Job<'_>, refresh: &Refresh) -> Outcome<Summary> {
+    if !job.despite_blackout {
+        outside_blackout(refresh)?;
+    }
     let descriptions = descriptions(job.config, refresh)?;
     recover::abandoned(&job.config.daemon, &job.store, job.sinks.clone(), &descriptions.names(), &job.typed).await?;
     let (id, begun) = (new_id(), Instant::now());
     let mut sinks = job.sinks;
     let store = job.store.clone();
     sinks.insert(0, std::sync::Arc::new(move |event| store.keep(event)));
-    let report = Reporter::new(&id, sinks);
+    let report = Reporter::new(&id, sinks, job.pulse.clone());
     let text = serde_json::to_string(&descriptions).explain(|| "cannot write the journal")?;
     let run =
         Run::<Undo>::begin(job.store.clone(), holder(&id, &refresh.name), &text, report.clone(), job.cancel.clone())?;
@@ -122,21 +141,38 @@ pub async fn run(job: Job<'_>) -> Outcome<Summary> {
     let context = context(job.config, Some(refresh), Some(&id), (&report, &job.cancel, &job.typed));
     let mut hosts = Hosts::new(&descriptions, &context, run.holder().clone());
     let mut figures = Figures::default();
-    let patience =
-        if job.no_wait || refresh.policy.on_busy == OnBusy::Fail { None } else { Some(refresh.policy.lock_timeout) };
+    let wait = !job.no_wait && refresh.policy.on_busy == OnBusy::Wait;
+    let limits =
+        Limits { patience: wait.then_some(refresh.policy.lock_timeout), despite_blackout: job.despite_blackout };
     let stopped_at = std::cell::Cell::new(None);
-    let result = pipeline(&run, job.config, refresh, &mut hosts, &mut figures, patience, &stopped_at).await;
+    let result = pipeline(&run, job.config, refresh, &mut hosts, &mut figures, limits, &stopped_at).await;
     let left = put_back(&run, &mut hosts, result.is_err()).await;
     // a source that the pipeline could not bring back was down until it was put back
     if figures.outage.is_none() {
         let back = hosts.back_since.unwrap_or_else(Instant::now);
         figures.outage = stopped_at.get().map(|at: Instant| back.saturating_duration_since(at));
     }
-    let summary = summarise(refresh, &run, &hosts, result, left, &figures, begun);
+    let mut summary = summarise(refresh, &run, &hosts, result, left, &figures, begun);
+    if summary.ending == Ending::Locked && refresh.policy.on_busy == OnBusy::Skip && !job.no_wait {
+        summary.ending = Ending::Skipped;
+    }
     hosts.close().await;
     report.tell(Event::RunFinished(summary.clone()));
     report.flush();
     job.store.finish(&id, &summary)?;
+    Ok(summary)
+}
+
+/// Puts on record that a run was not begun at all, and why.
+pub fn left_out(store: &Store, refresh: &str, ending: Ending, problem: Problem, sinks: Vec<Sink>) -> Outcome<Summary> {
+    let id = new_id();
+    let alive = store.begin(&holder(&id, refresh), r#"{"source":null,"destinations":[]}"#)?;
+    let summary = Summary { problem: Some(problem), ..Summary::of_nothing(&id, refresh, ending) };
+    let report = Reporter::new(&id, sinks, Pulse::default());
+    report.tell(Event::RunFinished(summary.clone()));
+    report.flush();
+    store.finish(&id, &summary)?;
+    drop(alive);
     Ok(summary)
 }
 
@@ -147,14 +183,14 @@ async fn pipeline(
     refresh: &Refresh,
     hosts: &mut Hosts,
     figures: &mut Figures,
-    patience: locking::Patience,
+    limits: Limits,
     stopped_at: &std::cell::Cell<Option<Instant>>,
 ) -> Outcome<()> {
     let (policy, report) = (&refresh.policy, &run.report);
     let abort = policy.on_destination_failure == OnDestinationFailure::Abort;
     let source = refresh.source.clone();
 
-    run.step(Step::Lock, locking::take_all(run, hosts, &config.daemon.state_dir, patience)).await?;
+    run.step(Step::Lock, locking::take_all(run, hosts, &config.daemon.state_dir, limits.patience)).await?;
 
     let facts = run
         .step(Step::Preflight, async {
@@ -203,6 +239,10 @@ async fn pipeline(
 
     let guard = run
         .step(Step::Guard, async {
+            // it may have waited for hours
+            if !limits.despite_blackout {
+                outside_blackout(refresh)?;
+            }
             let guard = run.arm(Undo::DisarmGuard { host: source.clone() })?;
             let lease = config.daemon.host_timeout.as_secs().max(5);
             hosts.source()?.arm_guard(policy.max_outage.as_secs().max(1), lease).await?;

@@ -11,9 +11,9 @@ use crate::host::Typed;
 use crate::instance::Service;
 use crate::mysql::variables::{effective, layout_differences, same_setting};
 use crate::problem::Outcome;
-use crate::report::{Reporter, human_bytes};
+use crate::report::{Pulse, Reporter, human_bytes};
 use crate::run::Cancel;
-use crate::store::Store;
+use crate::store::{Filter, Store};
 use crate::wire::facts::Facts;
 
 /// Throughput assumed while nothing was measured, in bytes a second: a slow disk or a 1 Gbit/s link.
@@ -62,7 +62,7 @@ pub async fn plan(
     cancel: Cancel,
     typed: &Typed,
 ) -> Outcome<Plan> {
-    let report = Reporter::new("plan", vec![Arc::new(|_| {})]);
+    let report = Reporter::new("plan", vec![Arc::new(|_| {})], Pulse::default());
     let context = context(config, Some(refresh), None, (&report, &cancel, typed));
     let mut hosts = Hosts::new(&descriptions(config, refresh)?, &context, holder("plan", &refresh.name));
     let gathered = preflight::gather(&mut hosts).await;
@@ -86,7 +86,9 @@ pub async fn plan(
 
 /// From the last run that was done, else from assumptions that are named.
 fn predict(refresh: &Refresh, store: Option<&Store>, bytes: u64) -> (f64, String) {
-    let last = store.and_then(|s| s.history(Some(&refresh.name), 20).ok()).unwrap_or_default();
+    let last = store
+        .and_then(|s| s.history(&Filter { refresh: Some(refresh.name.clone()), limit: 20, ..Filter::default() }).ok())
+        .unwrap_or_default();
     let measured = last.iter().find_map(|row| {
         let summary = row.summary.as_ref().filter(|s| s.bytes > 0)?;
         Some((row.run.clone(), summary.bytes, summary.outage_ms?))
@@ -122,6 +124,7 @@ fn verb(service: &Service, stop: bool) -> String {
 fn waits(refresh: &Refresh) -> String {
     match refresh.policy.on_busy {
         OnBusy::Wait => format!("wait up to {}", humantime::format_duration(refresh.policy.lock_timeout)),
+        OnBusy::Skip => "skip this run".into(),
         OnBusy::Fail => "fail".into(),
     }
 }

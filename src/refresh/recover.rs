@@ -6,7 +6,7 @@ use super::undo::Undo;
 use crate::config::Daemon;
 use crate::host::{Context, Typed};
 use crate::problem::{Explain, Kind, Outcome, Problem};
-use crate::report::{Ending, Reporter, Sink, Summary};
+use crate::report::{Ending, Pulse, Reporter, Sink, Summary};
 use crate::run::{Cancel, Run};
 use crate::store::Store;
 use crate::wire::message::Extra;
@@ -76,7 +76,7 @@ async fn one(
     let mut sinks = sinks.to_vec();
     let history = store.clone();
     sinks.insert(0, std::sync::Arc::new(move |event| history.keep(event)));
-    let report = Reporter::new(id, sinks);
+    let report = Reporter::new(id, sinks, Pulse::default());
     report.note("", "recovering this interrupted run");
     let holder = super::holder(id, refresh);
     let report_end = report.clone();
@@ -95,19 +95,10 @@ async fn one(
     hosts.close().await;
     let ending = if left.is_empty() { Ending::Failed } else { Ending::Human };
     let summary = Summary {
-        id: id.to_owned(),
-        refresh: refresh.to_owned(),
-        ending,
         problem: Some(Problem::failed("the run was interrupted; it was put back by recovery")),
         not_put_back: left.clone(),
-        outage_ms: None,
-        total_ms: 0,
-        files: 0,
-        bytes: 0,
-        sent_bytes: 0,
-        image: None,
         destinations: hosts.results(),
-        steps: Vec::new(),
+        ..Summary::of_nothing(id, refresh, ending)
     };
     report_end.flush();
     store.finish_recovered(id, &summary)?;

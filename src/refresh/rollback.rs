@@ -5,24 +5,15 @@ use std::time::Instant;
 
 use super::hosts::{Descriptions, Hosts};
 use super::undo::Undo;
-use super::{context, holder, locking, put_back, recover};
+use super::{Job, context, holder, locking, put_back, recover};
 use crate::config::{Config, HostId};
-use crate::host::Typed;
 use crate::problem::{Explain, Kind, Outcome, Problem};
-use crate::report::{Ending, Event, Reporter, Sink, Step, Summary};
-use crate::run::{Cancel, Run, new_id};
-use crate::store::Store;
+use crate::report::{Ending, Event, Reporter, Serves, Step, Summary};
+use crate::run::{Run, new_id};
 
 /// Rolls a destination back. An error means that no run was begun.
-pub async fn run(
-    config: &Config,
-    id: &HostId,
-    store: &Store,
-    sinks: Vec<Sink>,
-    cancel: Cancel,
-    no_wait: bool,
-    typed: &Typed,
-) -> Outcome<Summary> {
+pub async fn run(job: Job<'_>, id: &HostId) -> Outcome<Summary> {
+    let Job { config, store, sinks, cancel, no_wait, typed, pulse, .. } = job;
     let host = config.host(id).cloned().ok_or_else(|| {
         let known: Vec<String> = config.hosts().map(|h| h.id.to_string()).collect();
         Problem::new(Kind::Usage, format!("no host {id} in the configuration"))
@@ -32,7 +23,7 @@ pub async fn run(
         return Err(Problem::new(Kind::Usage, format!("{id} is not a destination of any refresh"))
             .hint("Only destinations have a previous generation."));
     }
-    recover::abandoned(&config.daemon, store, sinks.clone(), &[id.to_string()], typed).await?;
+    recover::abandoned(&config.daemon, &store, sinks.clone(), &[id.to_string()], &typed).await?;
     let begun = Instant::now();
     let run_id = new_id();
     let name = format!("rollback of {id}");
@@ -40,11 +31,11 @@ pub async fn run(
     let mut sinks = sinks;
     let history = store.clone();
     sinks.insert(0, std::sync::Arc::new(move |event| history.keep(event)));
-    let report = Reporter::new(&run_id, sinks);
+    let report = Reporter::new(&run_id, sinks, pulse);
     let text = serde_json::to_string(&descriptions).explain(|| "cannot write the journal")?;
     let run = Run::<Undo>::begin(store.clone(), holder(&run_id, &name), &text, report.clone(), cancel.clone())?;
     report.tell(Event::RunStarted { refresh: name.clone(), source: String::new(), destinations: vec![id.to_string()] });
-    let context = context(config, None, Some(&run_id), (&report, &cancel, typed));
+    let context = context(config, None, Some(&run_id), (&report, &cancel, &typed));
     let mut hosts = Hosts::new(&descriptions, &context, run.holder().clone());
     let patience = (!no_wait).then_some(std::time::Duration::from_secs(2 * 3600));
     let result = pipeline(&run, config, &mut hosts, patience).await;
@@ -63,19 +54,12 @@ pub async fn run(
         },
     };
     let summary = Summary {
-        id: run_id.clone(),
-        refresh: name,
-        ending,
         problem,
         not_put_back: left,
-        outage_ms: None,
         total_ms: begun.elapsed().as_millis() as u64,
-        files: 0,
-        bytes: 0,
-        sent_bytes: 0,
-        image: None,
         destinations: hosts.results(),
         steps: run.times(),
+        ..Summary::of_nothing(&run_id, &name, ending)
     };
     hosts.close().await;
     report.tell(Event::RunFinished(summary.clone()));
@@ -91,6 +75,11 @@ async fn pipeline(run: &Run<Undo>, config: &Config, hosts: &mut Hosts, patience:
             let armed = run.arm(Undo::UndoSwap { host: destination.host.0.host().id.clone() })?;
             let origin = destination.host.rollback().await?;
             destination.refreshed = true;
+            destination.serves = origin.as_ref().map(|o| Serves {
+                run: o.run.clone(),
+                source: o.source.clone(),
+                taken: o.taken.clone(),
+            });
             destination.notes.push(match origin {
                 Some(o) => format!("serves the generation of run {}, taken from {} at {}", o.run, o.source, o.taken),
                 None => "serves the generation from before the first refresh".to_owned(),

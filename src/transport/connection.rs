@@ -39,6 +39,8 @@ pub enum Piece {
 /// What an agent tells without being asked.
 #[derive(Debug, Clone)]
 pub enum Aside {
+    /// A sign of life, whatever it was.
+    Alive,
     /// A line for the log.
     Note(String),
     /// Something that a careful person should look at.
@@ -392,6 +394,7 @@ struct Incoming {
 impl Incoming {
     fn take(&self, frame: Frame) -> Result<(), WireError> {
         *lock(&self.heard) = Instant::now();
+        (self.asides)(Aside::Alive);
         match frame.kind {
             FrameKind::Ping | FrameKind::Pong => {}
             FrameKind::Chunk => {

@@ -161,7 +161,8 @@ fn reserves_are_shares_and_sizes() {
 
 #[test]
 fn what_is_stored_reads_back() {
-    let config = World::refresh("schedule = \"@daily\"\ntime_zone = \"Europe/Berlin\"").config();
+    let keys = "schedule = '@daily'\ntime_zone = 'Europe/Berlin'\nblackout = ['mon-fri 08:00-18:00']\ncatch_up = '6h'";
+    let config = World::refresh(keys).config();
     let refresh = config.refresh("n").unwrap();
     let text = serde_json::to_string(refresh).unwrap();
     assert_eq!(&serde_json::from_str::<Refresh>(&text).unwrap(), refresh);

@@ -328,3 +328,44 @@ address = "e"
         assert!(errors.contains(expected), "{expected}\nis not in\n{errors}");
     }
 }
+
+#[test]
+fn what_follows_another_refresh_leads_somewhere() {
+    let more =
+        |name: &str, keys: &str| format!("\n[refreshes.{name}]\nsource = \"prod\"\ndestinations = [\"rnd\"]\n{keys}\n");
+    let world = World::refresh(&format!(
+        "after = \"m\"{}{}{}{}",
+        more("m", "after = \"n\""),
+        more("o", "after = \"nn\""),
+        more("p", "after = \"o\"\nschedule = \"@daily\""),
+        more("q", "after = \"q\"")
+    ));
+    let errors = world.errors().join("\n");
+    for expected in [
+        "refreshes.n.after: these refreshes follow one another in a circle",
+        "refreshes.m.after: these refreshes follow one another in a circle",
+        "refreshes.o.after: there is no refresh \"nn\" (hint: Did you mean `n`?)",
+        "refreshes.p.after: this refresh has a schedule, too",
+        "refreshes.q.after: these refreshes follow one another in a circle",
+    ] {
+        assert!(errors.contains(expected), "{expected}\nis not in\n{errors}");
+    }
+    assert_eq!(world.errors().len(), 5, "{errors}");
+}
+
+#[test]
+fn windows_and_catching_up_are_read() {
+    let of = |keys: &str| World::refresh(keys).config().refreshes["n"].clone();
+    assert_eq!(of("catch_up = true").catch_up, crate::config::CatchUp::Yes);
+    assert_eq!(
+        of("catch_up = \"6h\"").catch_up,
+        crate::config::CatchUp::Within(std::time::Duration::from_secs(21_600))
+    );
+    assert_eq!(of("blackout = [\"mon-fri 08:00-18:00\"]").blackout.texts(), ["mon-fri 08:00-18:00"]);
+    let errors = World::refresh("blackout = [\"8-18\"]\ncatch_up = \"yes\"").errors().join("\n");
+    assert!(
+        errors.contains("refreshes.n.blackout: \"8-18\" is not a window: a time is written like 08:30"),
+        "{errors}"
+    );
+    assert!(errors.contains("refreshes.n.catch_up: \"yes\" is not a duration"), "{errors}");
+}

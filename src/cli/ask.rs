@@ -1,0 +1,98 @@
+//! What the running daemon is asked for, and how its answers are shown as if the work were done here.
+
+use super::args::Global;
+use super::{How, finish, out, sinks, terminal, with_runtime};
+use crate::config::Config;
+use crate::daemon::Work;
+use crate::daemon::client::Client;
+use crate::daemon::message::{Answer, Request};
+use crate::failure;
+use crate::problem::{Kind, Outcome, Problem};
+use crate::report::Ending;
+use crate::run::Cancel;
+
+fn strange() -> Problem {
+    Problem::failed("the daemon gave an answer to something else")
+}
+
+/// Lets the daemon do it, one after the other, and shows how it goes; the exit code. None: no daemon runs.
+pub(super) fn to_do(global: &Global, config: &Config, work: &[Work], how: How) -> Outcome<Option<u8>> {
+    with_runtime(async |cancel| {
+        let mut code = failure::DONE;
+        for (n, work) in work.iter().enumerate() {
+            let client = match Client::connect(config).await? {
+                Some(client) => client,
+                None if n == 0 => return Ok(None),
+                None => return Err(Problem::failed("the daemon has ended meanwhile")),
+            };
+            if global.ask_sudo_password {
+                return Err(Problem::new(Kind::Usage, "a daemon runs, and cannot use a password that is typed")
+                    .hint("Name a file or command with `sudo_password` of the host, or stop the daemon."));
+            }
+            let (no_wait, despite_blackout) = (how.no_wait, how.despite_blackout);
+            let request = Request::Do { work: work.clone(), no_wait, despite_blackout };
+            let views = sinks(global);
+            // the log is the daemon's
+            let view = &views[0];
+            let answer = client
+                .ask(config, request, &cancel, |answer| match answer {
+                    Answer::Event(stamped) => view(&stamped),
+                    Answer::Note(text) if !global.quiet => terminal::say(&format!("  … {text}")),
+                    _ => {}
+                })
+                .await?;
+            match answer {
+                Answer::Finished(summary) => {
+                    finish(global, &summary);
+                    code = failure::worse(code, failure::of_summary(&summary));
+                    if summary.ending == Ending::Cancelled {
+                        break;
+                    }
+                }
+                Answer::Failed(problem) => return Err(problem),
+                _ => return Err(strange()),
+            }
+        }
+        Ok(Some(code))
+    })
+}
+
+/// A question that has one answer; None: no daemon runs, or this account may not ask it.
+pub(super) fn about(config: &Config, request: Request) -> Outcome<Option<Answer>> {
+    with_runtime(async |_| {
+        let client = match Client::connect(config).await {
+            Ok(Some(client)) => client,
+            Ok(None) => return Ok(None),
+            Err(problem) => {
+                terminal::say(&format!("warning: {problem}"));
+                return Ok(None);
+            }
+        };
+        match client.ask(config, request, &Cancel::default(), |_| ()).await? {
+            Answer::Failed(problem) => Err(problem),
+            answer => Ok(Some(answer)),
+        }
+    })
+}
+
+/// A wish that only a running daemon can fulfil.
+pub(super) fn simple(global: &Global, request: Request) -> Outcome<u8> {
+    let config = super::load(global)?;
+    with_runtime(async |_| {
+        let Some(client) = Client::connect(&config).await? else {
+            return Err(Problem::new(Kind::Refused, "no daemon runs").hint("Start it: systemctl start mysql-refreshd."));
+        };
+        match client.ask(&config, request, &Cancel::default(), |_| ()).await? {
+            Answer::Done(text) => {
+                if global.json {
+                    out(&serde_json::json!({ "done": text }).to_string());
+                } else if !global.quiet {
+                    out(&text);
+                }
+                Ok(failure::DONE)
+            }
+            Answer::Failed(problem) => Err(problem),
+            _ => Err(strange()),
+        }
+    })
+}

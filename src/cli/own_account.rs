@@ -1,0 +1,30 @@
+//! Root that works on a state folder of another account becomes that account: nothing of root's is left there for a daemon to
+//! stumble over, and no more is done as root than must be.
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use crate::account;
+use crate::config::Config;
+use crate::problem::{Explain, Kind, Outcome, Problem};
+
+/// Becomes the owner of the state folder by executing this program anew; returns where that is not needed.
+pub(super) fn become_owner(config: &Config) -> Outcome<()> {
+    let folder = &config.daemon.state_dir;
+    let Ok(uid) = std::fs::metadata(folder).map(|metadata| metadata.uid()) else { return Ok(()) };
+    if account::own_uid() != 0 || uid == 0 {
+        return Ok(());
+    }
+    let owner = account::of_uid(uid).ok_or_else(|| {
+        Problem::new(Kind::Usage, format!("{} belongs to uid {uid}, which is no account", folder.display()))
+            .hint("Give it to the account of the service.")
+    })?;
+    let program = std::env::current_exe().explain(|| "cannot find this program")?;
+    let mut command = Command::new(program);
+    command.args(std::env::args_os().skip(1)).uid(owner.uid).gid(owner.gid);
+    command.env("HOME", &owner.home).env("USER", &owner.name).env("LOGNAME", &owner.name);
+    // root's own key agent and runtime folder are not for this account
+    command.env_remove("SSH_AUTH_SOCK").env_remove("XDG_RUNTIME_DIR").env_remove("XDG_CONFIG_HOME");
+    Err(Problem::failed(format!("cannot go on as {}", owner.name)).because(command.exec()))
+}

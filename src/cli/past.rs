@@ -1,0 +1,130 @@
+//! What was done: lists of runs, one run, and a picture of their times. From the daemon where one runs, else from the files.
+
+use std::str::FromStr;
+
+use chrono::{DateTime, Local, NaiveDate, NaiveTime, TimeZone, Utc};
+
+use super::args::Global;
+use super::{ask, load_kept, one_off, out, plot, terminal, views};
+use crate::config::Config;
+use crate::daemon::message::{Answer, Request};
+use crate::failure;
+use crate::problem::{Kind, Outcome, Problem};
+use crate::report::Ending;
+use crate::store::{Filter, Store};
+
+/// A filter as typed.
+pub(super) struct Wanted {
+    pub refresh: Option<String>,
+    pub destination: Option<String>,
+    pub result: Option<String>,
+    pub since: Option<String>,
+    pub until: Option<String>,
+    pub limit: u32,
+}
+
+impl Wanted {
+    fn filter(&self) -> Outcome<Filter> {
+        Ok(Filter {
+            refresh: self.refresh.clone(),
+            destination: self.destination.clone(),
+            ending: self.result.as_deref().map(ending).transpose()?,
+            since: self.since.as_deref().map(|text| moment("--since", text)).transpose()?,
+            until: self.until.as_deref().map(|text| moment("--until", text)).transpose()?,
+            limit: self.limit,
+        })
+    }
+}
+
+fn ending(text: &str) -> Outcome<Ending> {
+    let word = |ending: Ending| ending.name().split(' ').next().unwrap_or_default();
+    Ending::ALL.into_iter().find(|known| word(*known) == text || known.name() == text).ok_or_else(|| {
+        let words: Vec<&str> = Ending::ALL.into_iter().map(word).collect();
+        Problem::new(Kind::Usage, format!("{text:?} is no result")).hint(format!("Results are: {}.", words.join(", ")))
+    })
+}
+
+/// A date (its begin here), a time, or how long ago.
+fn moment(option: &str, text: &str) -> Outcome<DateTime<Utc>> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(time.with_timezone(&Utc));
+    }
+    if let Ok(date) = NaiveDate::from_str(text)
+        && let Some(begin) = Local.from_local_datetime(&date.and_time(NaiveTime::MIN)).earliest()
+    {
+        return Ok(begin.with_timezone(&Utc));
+    }
+    let ago = humantime::parse_duration(text).ok().and_then(|ago| chrono::Duration::from_std(ago).ok());
+    ago.and_then(|ago| Utc::now().checked_sub_signed(ago)).ok_or_else(|| {
+        Problem::new(Kind::Usage, format!("{option}: {text:?} is no time"))
+            .hint("Write 2026-12-01, 2026-12-01T02:30:00Z, or how long ago: 7d.")
+    })
+}
+
+/// Every history that there is. One that cannot be read is named.
+pub(super) fn stores(config: &Config) -> Vec<Store> {
+    let mut own = config.clone();
+    one_off::own_places(&mut own);
+    let mut folders = vec![config.daemon.state_dir.clone()];
+    if !folders.contains(&own.daemon.state_dir) {
+        folders.push(own.daemon.state_dir);
+    }
+    let mut stores = Vec::new();
+    for folder in folders.iter().filter(|folder| folder.join("history.db").exists()) {
+        match Store::open(folder) {
+            Ok(store) => stores.push(store),
+            Err(problem) => {
+                terminal::say(&format!("warning: {problem}; run this as the account that owns it, or with sudo"));
+            }
+        }
+    }
+    stores
+}
+
+/// A list, or a picture.
+pub(super) fn history(global: &Global, wanted: &Wanted, picture: bool) -> Outcome<u8> {
+    let config = load_kept(global)?;
+    let filter = wanted.filter()?;
+    let mut rows = Vec::new();
+    let mut files = stores(&config);
+    if let Some(Answer::History(theirs)) = ask::about(&config, Request::History(filter.clone()))? {
+        rows = theirs;
+        // the same file; what is left are one-off runs of this account
+        files.retain(|store| store.folder() != config.daemon.state_dir);
+    }
+    for store in files {
+        rows.extend(store.history(&filter)?);
+    }
+    rows.sort_by(|a, b| b.run.cmp(&a.run));
+    rows.truncate(filter.limit as usize);
+    out(&match (global.json, picture) {
+        (true, _) => views::json(&rows)?,
+        (false, true) => plot::draw(&rows, terminal::width()),
+        (false, false) => views::history(&rows),
+    });
+    Ok(failure::DONE)
+}
+
+/// One run.
+pub(super) fn show(global: &Global, run: &str) -> Outcome<u8> {
+    let config = load_kept(global)?;
+    let mut found = match ask::about(&config, Request::Show { run: run.to_owned() })? {
+        Some(Answer::Shown(found)) => found.map(|found| *found),
+        _ => None,
+    };
+    if found.is_none() {
+        for store in stores(&config) {
+            found = found.or(store.show(run)?);
+        }
+    }
+    let (row, events) = found.ok_or_else(|| {
+        Problem::new(Kind::Usage, format!("no run {run:?} in the history"))
+            .hint("`mysql-refreshd history` lists the runs.")
+    })?;
+    out(&if global.json {
+        views::json(&serde_json::json!({ "run": row, "events": events }))?
+    } else {
+        views::show(&row, &events)
+    });
+    Ok(failure::DONE)
+}

@@ -1,0 +1,735 @@
+//! The daemon: one loop that owns the schedules, the queue and the runs of this controller, and is asked over a socket.
+//!
+//! A schedule's timer, a signal, a client and a run that has ended all send a message; only the loop decides. Runs are threads of
+//! their own: whatever one does, the loop goes on. Knows no terminal and no exit code.
+
+mod alarm;
+pub mod client;
+mod control;
+mod live;
+pub mod message;
+mod queue;
+mod runs;
+mod service;
+mod timetable;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use self::alarm::Alarm;
+use self::control::{Client, Control};
+use self::live::Live;
+use self::message::{Answer, Greeting, Request};
+use self::runs::{Ended, Running};
+use self::service::Service;
+use self::timetable::Timetable;
+use crate::config::{Config, OnBusy};
+use crate::lock::{self, Taken};
+use crate::problem::{Explain, Kind, Outcome, Problem};
+use crate::refresh;
+use crate::report::{Ending, Event, Stamped, Step};
+use crate::status::{self, DaemonState, QueueState, Status, View};
+use crate::store::{Missed, Paused, ScheduleRow, Store};
+
+pub use self::queue::{Entry, Origin, Work};
+
+/// How often the loop looks around.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// How long after a failed recovery it is tried again.
+const RECOVER_AGAIN: Duration = Duration::from_secs(60);
+
+/// A run without any sign of life for this long hangs in a way that nothing in it notices.
+const STUCK: Duration = Duration::from_secs(300);
+
+/// What the loop is told.
+pub(crate) enum Message {
+    /// It may be time.
+    Ring,
+    /// Somebody asks.
+    Asked(Box<(Greeting, Client)>),
+    /// What was asked for is withdrawn.
+    Withdrawn(u64),
+    /// Something happened in a run.
+    Happened(u64, Box<Stamped>),
+    /// A run is over.
+    Ended(u64, Box<Ended>),
+    /// Recovery has been tried; false: something is left.
+    Recovered(bool),
+    /// Read the configuration again.
+    Reload,
+    /// End.
+    Stop,
+}
+
+/// Reads the configuration.
+pub type Load = Box<dyn Fn() -> Outcome<Config> + Send>;
+
+/// One that waits, and who listens.
+struct Waiting {
+    entry: Entry,
+    despite_blackout: bool,
+    no_wait: bool,
+    listeners: Vec<mpsc::Sender<Answer>>,
+    told: String,
+}
+
+struct Daemon {
+    load: Load,
+    config: Arc<Config>,
+    store: Store,
+    main: mpsc::UnboundedSender<Message>,
+    timetable: Timetable,
+    alarm: Alarm,
+    service: Service,
+    live: Live,
+    waiting: VecDeque<Waiting>,
+    running: BTreeMap<u64, Running>,
+    next_ticket: u64,
+    recovering: bool,
+    recover_at: Option<std::time::Instant>,
+    stopping: bool,
+    since: DateTime<Utc>,
+    reload_failed: Option<String>,
+}
+
+/// Runs until it is told to end, and every run with it is over and put back.
+pub async fn serve(config: Config, load: Load) -> Outcome<()> {
+    let store = Store::open(&config.daemon.state_dir)?;
+    let _only = only_one(&config)?;
+    let control = Control::bind(&config.daemon.socket)?;
+    let (main, mut messages) = mpsc::unbounded_channel();
+    for (kind, what) in [
+        (SignalKind::terminate(), Signal::Stop),
+        (SignalKind::interrupt(), Signal::Stop),
+        (SignalKind::hangup(), Signal::Reload),
+    ] {
+        listen(kind, what, main.clone())?;
+    }
+    let listening = tokio::spawn(control.serve(config.daemon.state_dir.clone(), main.clone()));
+    let now = Utc::now();
+    let timetable = Timetable::new(config.refreshes.values(), &store.schedules()?, now);
+    let mut daemon = Daemon {
+        load,
+        store,
+        alarm: Alarm::new(main.clone()).await?,
+        main,
+        timetable,
+        service: Service::new(),
+        live: Live::default(),
+        waiting: VecDeque::new(),
+        running: BTreeMap::new(),
+        next_ticket: 1,
+        recovering: false,
+        recover_at: None,
+        stopping: false,
+        since: now,
+        reload_failed: None,
+        config: Arc::new(config),
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "daemon started");
+    daemon.remember();
+    daemon.recover();
+    daemon.service.ready();
+    let mut beat = tokio::time::interval(BEAT);
+    while !daemon.is_over() {
+        tokio::select! {
+            Some(message) = messages.recv() => daemon.hear(message).await,
+            _ = beat.tick() => daemon.beat(),
+        }
+        daemon.step().await;
+    }
+    listening.abort();
+    tracing::info!("daemon ended");
+    Ok(())
+}
+
+/// Two daemons on one state folder would both follow its schedules.
+fn only_one(config: &Config) -> Outcome<lock::Lock> {
+    let file = client::lock_file(&config.daemon.state_dir);
+    match lock::try_take(&file, &refresh::holder("daemon", "daemon"))? {
+        Taken::Ours(lock) => Ok(lock),
+        Taken::Theirs(holder) => {
+            let by = holder.map_or_else(String::new, |h| format!(", process {} since {}", h.pid, h.since));
+            Err(Problem::new(Kind::Locked, format!("a daemon runs already{by}")))
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Signal {
+    Stop,
+    Reload,
+}
+
+fn listen(kind: SignalKind, what: Signal, main: mpsc::UnboundedSender<Message>) -> Outcome<()> {
+    let mut stream = signal(kind).explain(|| "cannot watch for signals")?;
+    tokio::spawn(async move {
+        while stream.recv().await.is_some() {
+            let _ = main.send(match what {
+                Signal::Stop => Message::Stop,
+                Signal::Reload => Message::Reload,
+            });
+        }
+    });
+    Ok(())
+}
+
+impl Daemon {
+    fn is_over(&self) -> bool {
+        self.stopping && self.running.is_empty() && !self.recovering
+    }
+
+    async fn hear(&mut self, message: Message) {
+        match message {
+            Message::Ring => self.alarm.rang(),
+            Message::Asked(asked) => self.asked(asked.0, asked.1),
+            Message::Withdrawn(ticket) => self.withdraw(ticket, "by who asked for it"),
+            Message::Happened(ticket, stamped) => self.happened(ticket, *stamped).await,
+            Message::Ended(ticket, ended) => self.ended(ticket, *ended),
+            Message::Recovered(clean) => {
+                self.recovering = false;
+                self.recover_at = (!clean).then(|| std::time::Instant::now() + RECOVER_AGAIN);
+            }
+            Message::Reload => {
+                let _ = self.reload();
+            }
+            Message::Stop => self.stop(),
+        }
+    }
+
+    /// After every message: whatever can begin begins, and the alarm stands.
+    async fn step(&mut self) {
+        if self.stopping {
+            return;
+        }
+        let now = Utc::now();
+        for (name, verdict) in self.timetable.due(now) {
+            self.due(&name, verdict);
+        }
+        self.admit(now);
+        if let Err(problem) = self.alarm.set(self.timetable.wake(now)).await {
+            // the loop's own beat comes round all the same
+            tracing::error!(%problem, "the scheduler fails");
+        }
+        let text = self.headline(now);
+        self.service.status(text);
+    }
+
+    fn beat(&mut self) {
+        if self.recover_at.is_some_and(|at| at <= std::time::Instant::now()) && self.running.is_empty() {
+            self.recover();
+        }
+        let stuck: Vec<String> = self.running.values_mut().filter_map(|run| run.stuck(STUCK)).collect();
+        match stuck.first() {
+            // the service manager will end this process; agents and guards put back, and recovery after the restart
+            Some(name) => {
+                tracing::error!(refresh = name, "the run shows no sign of life: this daemon is no longer well")
+            }
+            None => {
+                self.service.alive();
+                if self.stopping {
+                    self.service.needs_longer();
+                }
+            }
+        }
+    }
+
+    // --- schedules ---------------------------------------------------------------------------------------------------
+
+    fn due(&mut self, name: &str, verdict: timetable::Verdict) {
+        let missed = match &verdict {
+            timetable::Verdict::Run { .. } => None,
+            timetable::Verdict::Missed { planned, why } => Some(Missed { planned: *planned, why: why.clone() }),
+        };
+        // on disk first: a crash now must not make it run twice
+        self.keep(name, |row| row.missed = missed.clone().or_else(|| row.missed.take()));
+        match verdict {
+            timetable::Verdict::Run { planned, late } => {
+                if late {
+                    tracing::info!(refresh = name, %planned, "a missed run is made good");
+                }
+                let asked = Wish { no_wait: false, despite_blackout: false };
+                let work = Work::Refresh(name.to_owned());
+                if self.waiting.iter().any(|waiting| waiting.entry.work == work) {
+                    tracing::info!(refresh = name, "it waits already; nothing is added");
+                } else if let Err(problem) = self.enqueue(work, Origin::Schedule(planned), asked, None) {
+                    tracing::error!(refresh = name, %problem, "cannot begin");
+                }
+            }
+            timetable::Verdict::Missed { planned, why } => {
+                tracing::warn!(refresh = name, %planned, why, "a run was left out");
+            }
+        }
+    }
+
+    /// Changes what is remembered of a schedule.
+    fn keep(&self, name: &str, change: impl FnOnce(&mut ScheduleRow)) {
+        let kept = self.store.schedules().and_then(|mut rows| {
+            let mut row = rows.remove(name).unwrap_or_default();
+            if let Some((seen, schedule)) = self.timetable.seen(name) {
+                row.seen = Some(seen);
+                row.schedule = Some(schedule);
+            }
+            change(&mut row);
+            self.store.keep_schedule(name, &row)
+        });
+        if let Err(problem) = kept {
+            tracing::error!(refresh = name, %problem, "cannot remember the schedule");
+        }
+    }
+
+    /// Every schedule is on record, so that it is known later what was missed.
+    fn remember(&self) {
+        let names: Vec<String> = self.timetable.names().cloned().collect();
+        names.iter().for_each(|name| self.keep(name, |_| ()));
+    }
+
+    // --- the queue ---------------------------------------------------------------------------------------------------
+
+    /// Puts work in the queue; one that waits already is joined.
+    fn enqueue(
+        &mut self,
+        work: Work,
+        origin: Origin,
+        wish: Wish,
+        listener: Option<mpsc::Sender<Answer>>,
+    ) -> Outcome<u64> {
+        if let Some(same) = self.waiting.iter_mut().find(|waiting| waiting.entry.work == work)
+            && !wish.no_wait
+        {
+            same.listeners.extend(listener);
+            same.told.clear();
+            return Ok(same.entry.ticket);
+        }
+        let (hosts, on_busy, patience) = match &work {
+            Work::Refresh(name) => {
+                let refresh = self.config.refresh(name).ok_or_else(|| {
+                    Problem::new(Kind::Usage, format!("the daemon's configuration has no refresh {name:?}"))
+                        .hint("After a change of the configuration: systemctl reload mysql-refreshd.")
+                })?;
+                (Entry::hosts_of(refresh), refresh.policy.on_busy, refresh.policy.lock_timeout)
+            }
+            Work::Rollback(host) => {
+                if self.config.host(host).is_none() {
+                    return Err(Problem::new(Kind::Usage, format!("the daemon's configuration has no host {host}"))
+                        .hint("After a change of the configuration: systemctl reload mysql-refreshd."));
+                }
+                ([host.clone()].into(), OnBusy::Wait, Duration::from_secs(2 * 3600))
+            }
+        };
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        let on_busy = if wish.no_wait { OnBusy::Fail } else { on_busy };
+        tracing::info!(work = %work, origin = %origin, "asked for");
+        let entry = Entry { ticket, work, origin, hosts, on_busy, patience, since: Utc::now() };
+        self.waiting.push_back(Waiting {
+            entry,
+            despite_blackout: wish.despite_blackout,
+            no_wait: wish.no_wait,
+            listeners: listener.into_iter().collect(),
+            told: String::new(),
+        });
+        Ok(ticket)
+    }
+
+    fn judge(&self, now: DateTime<Utc>) -> Vec<(u64, queue::Verdict)> {
+        let waiting: Vec<Entry> = self.waiting.iter().map(|waiting| waiting.entry.clone()).collect();
+        let running: Vec<&Entry> = self.running.values().map(|run| &run.entry).collect();
+        let state = queue::Now { at: now, max_runs: self.config.daemon.max_runs, recovering: self.recovering };
+        queue::judge(&waiting, &running, state).into_iter().map(|(entry, verdict)| (entry.ticket, verdict)).collect()
+    }
+
+    fn admit(&mut self, now: DateTime<Utc>) {
+        for (ticket, verdict) in self.judge(now) {
+            let Some(at) = self.waiting.iter().position(|waiting| waiting.entry.ticket == ticket) else { continue };
+            match verdict {
+                queue::Verdict::Wait(why) => {
+                    let waiting = &mut self.waiting[at];
+                    if waiting.told != why {
+                        tracing::info!(work = %waiting.entry.work, why, "waits");
+                        tell(&mut waiting.listeners, &Answer::Note(format!("waiting for {why}")));
+                        waiting.told = why;
+                    }
+                }
+                queue::Verdict::Begin => {
+                    if let Some(waiting) = self.waiting.remove(at) {
+                        self.begin(waiting);
+                    }
+                }
+                queue::Verdict::GiveUp(why) => {
+                    if let Some(waiting) = self.waiting.remove(at) {
+                        self.give_up(waiting, &why);
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, waiting: Waiting) {
+        let Waiting { entry, despite_blackout, no_wait, listeners, .. } = waiting;
+        self.live.begin(entry.ticket, entry.work.to_string(), entry.origin.to_string(), Utc::now());
+        let wish = Wish { no_wait, despite_blackout };
+        let run = runs::begin(entry, wish, listeners, self.config.clone(), self.store.clone(), &self.live, &self.main);
+        self.running.insert(run.entry.ticket, run);
+    }
+
+    /// It does not run; that is on record like any other end.
+    fn give_up(&self, mut waiting: Waiting, why: &str) {
+        let skip = waiting.entry.on_busy == OnBusy::Skip;
+        let ending = if skip { Ending::Skipped } else { Ending::Locked };
+        let problem = Problem::new(Kind::Locked, format!("another run is in the way: {why}"));
+        let answer = self.record(&waiting.entry, ending, problem);
+        tell(&mut waiting.listeners, &answer);
+    }
+
+    fn record(&self, entry: &Entry, ending: Ending, problem: Problem) -> Answer {
+        let sinks = vec![Arc::new(crate::logging::log) as crate::report::Sink];
+        match refresh::left_out(&self.store, &entry.work.to_string(), ending, problem.clone(), sinks) {
+            Ok(summary) => Answer::Finished(Box::new(summary)),
+            Err(other) => {
+                tracing::error!(problem = %other, "cannot record a run that was left out");
+                Answer::Failed(problem)
+            }
+        }
+    }
+
+    fn withdraw(&mut self, ticket: u64, why: &str) {
+        if let Some(at) = self.waiting.iter().position(|waiting| waiting.entry.ticket == ticket) {
+            // others may have joined: only when it is the only one's wish
+            if self.waiting[at].listeners.len() <= 1
+                && let Some(mut waiting) = self.waiting.remove(at)
+            {
+                tracing::info!(work = %waiting.entry.work, why, "withdrawn from the queue");
+                tell(&mut waiting.listeners, &Answer::Failed(Problem::cancelled()));
+            }
+        } else if let Some(run) = self.running.get(&ticket) {
+            tracing::info!(work = %run.entry.work, why, "cancelled");
+            run.cancel.cancel();
+        }
+    }
+
+    // --- runs --------------------------------------------------------------------------------------------------------
+
+    async fn happened(&mut self, ticket: u64, stamped: Stamped) {
+        let Some(run) = self.running.get_mut(&ticket) else { return };
+        match &stamped.event {
+            Event::RunStarted { source, .. } => run.source = source.clone(),
+            Event::StepStarted { step: Step::Stop } => {
+                run.inhibitor =
+                    service::Inhibitor::take(&format!("the source {} is down for a refresh", run.source)).await;
+            }
+            Event::StepFinished { step: Step::Start, ok: true, .. } => run.inhibitor = None,
+            _ => {}
+        }
+        tell(&mut run.listeners, &Answer::Event(stamped));
+    }
+
+    fn ended(&mut self, ticket: u64, ended: Ended) {
+        self.live.end(ticket);
+        let Some(mut run) = self.running.remove(&ticket) else { return };
+        let answer = match ended {
+            Ended::Summary(summary) => {
+                if summary.ending == Ending::Done && run.entry.origin.leads_on() {
+                    self.lead_on(&run.entry.work);
+                }
+                if !summary.not_put_back.is_empty() {
+                    self.recover_at = Some(std::time::Instant::now() + RECOVER_AGAIN);
+                }
+                Answer::Finished(Box::new(summary))
+            }
+            // no run was begun; where nobody hears of it, the history does
+            Ended::Problem(problem) if run.listeners.is_empty() => {
+                let ending = refused(&problem);
+                self.record(&run.entry, ending, problem)
+            }
+            Ended::Problem(problem) => Answer::Failed(problem),
+            Ended::Panic => {
+                tracing::error!(work = %run.entry.work, "the run ended by a fault of this program; recovery begins");
+                self.recover_at = Some(std::time::Instant::now());
+                Answer::Failed(Problem::failed(
+                    "the run ended by a fault of this program, see the log; it is being put back",
+                ))
+            }
+        };
+        tell(&mut run.listeners, &answer);
+    }
+
+    /// What follows a refresh that has ended well.
+    fn lead_on(&mut self, work: &Work) {
+        let Work::Refresh(first) = work else { return };
+        let config = self.config.clone();
+        let paused = self.store.schedules().unwrap_or_default();
+        let follows = |refresh: &&crate::config::Refresh| refresh.enabled && refresh.after.as_ref() == Some(first);
+        for refresh in config.refreshes.values().filter(follows) {
+            if paused.get(&refresh.name).is_some_and(|row| row.paused.is_some()) {
+                tracing::info!(refresh = refresh.name, after = first, "paused: it does not follow");
+                continue;
+            }
+            let wish = Wish { no_wait: false, despite_blackout: false };
+            let work = Work::Refresh(refresh.name.clone());
+            if let Err(problem) = self.enqueue(work, Origin::After(first.clone()), wish, None) {
+                tracing::error!(refresh = refresh.name, %problem, "cannot begin");
+            }
+        }
+    }
+
+    fn recover(&mut self) {
+        self.recovering = true;
+        self.recover_at = None;
+        runs::recover(self.config.clone(), self.store.clone(), self.main.clone());
+    }
+
+    // --- wishes ------------------------------------------------------------------------------------------------------
+
+    fn asked(&mut self, greeting: Greeting, client: Client) {
+        let Client { who, answers, withdrawn } = client;
+        let say = |answer| {
+            let _ = answers.try_send(answer);
+        };
+        let done = |result: Outcome<String>| result.map_or_else(Answer::Failed, Answer::Done);
+        match greeting.request {
+            Request::Do { .. } if self.stopping => {
+                say(Answer::Failed(
+                    Problem::new(Kind::Refused, "the daemon is about to end").hint("Ask again when it runs."),
+                ));
+            }
+            Request::Do { work, no_wait, despite_blackout } => {
+                if greeting.configuration != client::fingerprint(&self.config) {
+                    say(Answer::Note(
+                        "warning: the daemon's configuration is not the one you see now; `systemctl reload mysql-refreshd` \
+                         makes it read the files again"
+                            .to_owned(),
+                    ));
+                }
+                let wish = Wish { no_wait, despite_blackout };
+                match self.enqueue(work, Origin::Person(who), wish, Some(answers.clone())) {
+                    Ok(ticket) => self.until_withdrawn(ticket, withdrawn),
+                    Err(problem) => say(Answer::Failed(problem)),
+                }
+            }
+            Request::Cancel { run } => say(done(self.cancel(&run, &who))),
+            Request::Pause { refresh } => say(done(self.pause(&refresh, Some(who)))),
+            Request::Resume { refresh } => say(done(self.pause(&refresh, None))),
+            Request::Reload => say(done(self.reload())),
+            Request::Status => say(match self.view() {
+                Ok(status) => Answer::Status(Box::new(status)),
+                Err(problem) => Answer::Failed(problem),
+            }),
+            Request::History(filter) => say(self.store.history(&filter).map_or_else(Answer::Failed, Answer::History)),
+            Request::Show { run } => {
+                say(self.store.show(&run).map_or_else(Answer::Failed, |found| Answer::Shown(found.map(Box::new))));
+            }
+        }
+    }
+
+    fn until_withdrawn(&self, ticket: u64, mut withdrawn: mpsc::UnboundedReceiver<()>) {
+        let main = self.main.clone();
+        tokio::spawn(async move {
+            while withdrawn.recv().await.is_some() {
+                let _ = main.send(Message::Withdrawn(ticket));
+            }
+        });
+    }
+
+    fn cancel(&mut self, run: &str, who: &str) -> Outcome<String> {
+        let ticket = self.running.keys().copied().find(|ticket| self.live.run_of(*ticket).as_deref() == Some(run));
+        let Some(ticket) = ticket else {
+            return Err(Problem::new(Kind::Usage, format!("no run {run:?} is under way here"))
+                .hint("`mysql-refreshd status` shows what is under way."));
+        };
+        self.withdraw(ticket, &format!("by {who}"));
+        Ok(format!("run {run} is cancelled: everything is being put back"))
+    }
+
+    /// `by`: who wishes a pause; None: the schedule is followed again.
+    fn pause(&mut self, name: &str, by: Option<String>) -> Outcome<String> {
+        let config = self.config.clone();
+        let refresh = config
+            .refresh(name)
+            .ok_or_else(|| Problem::new(Kind::Usage, format!("the daemon's configuration has no refresh {name:?}")))?;
+        if refresh.schedule.is_none() && refresh.after.is_none() {
+            return Err(Problem::new(Kind::Usage, format!("{name} has no schedule"))
+                .hint("It runs only when somebody asks for it."));
+        }
+        let now = Utc::now();
+        let mut row = self.store.schedules()?.remove(name).unwrap_or_default();
+        let text = match &by {
+            Some(who) => {
+                tracing::info!(refresh = name, by = who, "paused");
+                format!(
+                    "{name} is paused: it runs only when somebody asks for it, until `mysql-refreshd resume {name}`"
+                )
+            }
+            None if row.paused.is_none() => return Ok(format!("{name} was not paused")),
+            None => {
+                tracing::info!(refresh = name, "resumed");
+                format!("{name} is followed again")
+            }
+        };
+        self.timetable.pause(name, by.is_some(), now);
+        row.paused = by.map(|by| Paused { since: now, by });
+        if let Some((seen, schedule)) = self.timetable.seen(name) {
+            row.seen = Some(seen);
+            row.schedule = Some(schedule);
+        }
+        self.store.keep_schedule(name, &row)?;
+        Ok(text)
+    }
+
+    fn reload(&mut self) -> Outcome<String> {
+        self.service.reloading();
+        let result = self.take_configuration();
+        self.reload_failed = result.as_ref().err().map(|problem| {
+            let mut text = problem.message.clone();
+            problem.causes.iter().for_each(|cause| text.push_str(&format!("; {cause}")));
+            tracing::error!(problem = text, "the configuration is not read again: the one before stays in force");
+            text
+        });
+        self.service.ready();
+        result
+    }
+
+    fn take_configuration(&mut self) -> Outcome<String> {
+        let mut config = (self.load)()?;
+        let (old, new) = (&self.config.daemon, &config.daemon);
+        let mut text = "the configuration was read again".to_owned();
+        if (&old.state_dir, &old.socket, &old.log_dir) != (&new.state_dir, &new.socket, &new.log_dir) {
+            text.push_str("; `state_dir`, `socket` and `log_dir` are taken at the next start");
+            config.daemon.state_dir.clone_from(&old.state_dir);
+            config.daemon.socket.clone_from(&old.socket);
+        }
+        let mut timetable = Timetable::new(config.refreshes.values(), &self.store.schedules()?, Utc::now());
+        timetable.inherit(&self.timetable);
+        self.timetable = timetable;
+        self.config = Arc::new(config);
+        self.remember();
+        // what waits is judged by what is in force when it begins
+        let gone = |waiting: &Waiting| match &waiting.entry.work {
+            Work::Refresh(name) => self.config.refresh(name).is_none(),
+            Work::Rollback(host) => self.config.host(host).is_none(),
+        };
+        let (gone, stay): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.waiting).into_iter().partition(gone);
+        self.waiting = stay;
+        for mut waiting in gone {
+            tell(
+                &mut waiting.listeners,
+                &Answer::Failed(Problem::new(Kind::Usage, "it is no longer in the configuration")),
+            );
+        }
+        for waiting in &mut self.waiting {
+            if let Work::Refresh(name) = &waiting.entry.work
+                && let Some(refresh) = self.config.refresh(name)
+            {
+                waiting.entry.hosts = Entry::hosts_of(refresh);
+            }
+        }
+        tracing::info!("the configuration was read again");
+        Ok(text)
+    }
+
+    fn stop(&mut self) {
+        if self.stopping {
+            return;
+        }
+        tracing::info!(runs = self.running.len(), "stopping: runs under way are being put back");
+        self.stopping = true;
+        self.service.stopping();
+        self.service.needs_longer();
+        self.service.status("stopping: putting things back".to_owned());
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            tell(&mut waiting.listeners, &Answer::Failed(Problem::cancelled().cause("the daemon is about to end")));
+        }
+        self.running.values().for_each(|run| run.cancel.cancel());
+    }
+
+    // --- what is seen ------------------------------------------------------------------------------------------------
+
+    fn view(&self) -> Outcome<Status> {
+        let now = Utc::now();
+        let next = |name: &String| Some((name.clone(), self.timetable.next(name, now)?));
+        let waits = |waiting: &Waiting| QueueState {
+            refresh: waiting.entry.work.to_string(),
+            why: waiting.entry.origin.to_string(),
+            since: waiting.entry.since,
+            waits_for: waiting.told.clone(),
+        };
+        let view = View {
+            daemon: DaemonState {
+                pid: std::process::id(),
+                since: self.since,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                reload_failed: self.reload_failed.clone(),
+                recovering: self.recovering,
+                stopping: self.stopping,
+            },
+            next: self.timetable.names().filter_map(next).collect(),
+            running: self.live.states(),
+            queue: self.waiting.iter().map(waits).collect(),
+        };
+        status::build(&self.config, Some(&self.store), Some(view), now)
+    }
+
+    /// For `systemctl status`.
+    fn headline(&self, now: DateTime<Utc>) -> String {
+        let runs = self.live.states();
+        let line = |run: &status::RunState| match run.step {
+            Some(step) => format!("{}: {step}", run.refresh),
+            None => run.refresh.clone(),
+        };
+        let mut parts: Vec<String> = runs.iter().map(line).collect();
+        if self.recovering {
+            parts.insert(0, "putting interrupted runs back".to_owned());
+        }
+        if !self.waiting.is_empty() {
+            parts.push(format!("{} waiting", self.waiting.len()));
+        }
+        if parts.is_empty() {
+            let next = self.timetable.names().filter_map(|name| Some((self.timetable.next(name, now)?, name))).min();
+            parts.push(match next {
+                Some((at, name)) => {
+                    format!("idle; {name} at {}", at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S %:z"))
+                }
+                None => "idle; nothing is scheduled".to_owned(),
+            });
+        }
+        if self.reload_failed.is_some() {
+            parts.push("the changed configuration has errors".to_owned());
+        }
+        parts.join("; ")
+    }
+}
+
+/// How something was asked for.
+#[derive(Debug, Clone, Copy)]
+struct Wish {
+    no_wait: bool,
+    despite_blackout: bool,
+}
+
+/// The ending of a run that never began.
+fn refused(problem: &Problem) -> Ending {
+    match problem.kind {
+        Kind::Usage => Ending::Usage,
+        Kind::Refused => Ending::Refused,
+        Kind::Locked => Ending::Locked,
+        Kind::Cancelled => Ending::Cancelled,
+        Kind::Human => Ending::Human,
+        Kind::Failed | Kind::Lost => Ending::Failed,
+    }
+}
+
+/// Tells everyone who listens; who does not read is left.
+fn tell(listeners: &mut Vec<mpsc::Sender<Answer>>, answer: &Answer) {
+    let droppable = matches!(answer, Answer::Event(Stamped { event: Event::Progress { .. }, .. }));
+    listeners.retain(|listener| match listener.try_send(answer.clone()) {
+        Ok(()) => true,
+        Err(mpsc::error::TrySendError::Full(_)) => droppable,
+        Err(mpsc::error::TrySendError::Closed(_)) => false,
+    });
+}

@@ -1,0 +1,139 @@
+//! A run of the daemon: a thread of its own, with everything that watches over it.
+//!
+//! Begins and waits; what a run means for others is the main loop's matter.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::live::Live;
+use super::message::Answer;
+use super::queue::{Entry, Work};
+use super::service::Inhibitor;
+use super::{Message, Wish};
+use crate::config::Config;
+use crate::host::Typed;
+use crate::logging;
+use crate::problem::{Kind, Outcome, Problem};
+use crate::refresh::{self, Job, recover, rollback};
+use crate::report::{Event, Pulse, Sink, Stamped, Summary};
+use crate::run::Cancel;
+use crate::store::Store;
+
+/// A run under way.
+pub struct Running {
+    /// What it is.
+    pub entry: Entry,
+    /// The wish to stop.
+    pub cancel: Cancel,
+    /// Who listens.
+    pub listeners: Vec<mpsc::Sender<Answer>>,
+    /// Its source, once it is told.
+    pub source: String,
+    /// Held while the source is down.
+    pub inhibitor: Option<Inhibitor>,
+    pulse: Pulse,
+    seen: (u64, Instant),
+}
+
+/// How a run ended.
+pub enum Ended {
+    /// By its pipeline.
+    Summary(Summary),
+    /// No run was begun.
+    Problem(Problem),
+    /// By a fault of this program.
+    Panic,
+}
+
+impl Running {
+    /// Its name, if nothing was heard of it for so long.
+    pub fn stuck(&mut self, limit: Duration) -> Option<String> {
+        let count = self.pulse.count();
+        if count != self.seen.0 {
+            self.seen = (count, Instant::now());
+        }
+        (self.seen.1.elapsed() > limit).then(|| self.entry.work.to_string())
+    }
+}
+
+/// Begins a run.
+pub(super) fn begin(
+    entry: Entry,
+    wish: Wish,
+    listeners: Vec<mpsc::Sender<Answer>>,
+    config: Arc<Config>,
+    store: Store,
+    live: &Live,
+    main: &mpsc::UnboundedSender<Message>,
+) -> Running {
+    let (cancel, pulse, ticket) = (Cancel::default(), Pulse::default(), entry.ticket);
+    let (heard, told) = (live.clone(), main.clone());
+    let watch: Sink = Arc::new(move |stamped: &Stamped| {
+        heard.hear(ticket, stamped);
+        let _ = told.send(Message::Happened(ticket, Box::new(stamped.clone())));
+    });
+    let sinks: Vec<Sink> = vec![Arc::new(logging::log), watch];
+    let work = entry.work.clone();
+    let (stop, beats, main) = (cancel.clone(), pulse.clone(), main.clone());
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || {
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            runtime.block_on(async {
+                let job = Job {
+                    config: &config,
+                    store,
+                    sinks,
+                    cancel: stop,
+                    no_wait: wish.no_wait,
+                    despite_blackout: wish.despite_blackout,
+                    typed: Typed::default(),
+                    pulse: beats,
+                };
+                do_it(job, &config, &work).await
+            })
+        }));
+        let ended = match ended {
+            Ok(Ok(summary)) => Ended::Summary(summary),
+            Ok(Err(problem)) => Ended::Problem(problem),
+            Err(_) => Ended::Panic,
+        };
+        let _ = main.send(Message::Ended(ticket, Box::new(ended)));
+    });
+    Running { entry, cancel, listeners, source: String::new(), inhibitor: None, pulse, seen: (0, Instant::now()) }
+}
+
+async fn do_it(job: Job<'_>, config: &Config, work: &Work) -> Outcome<Summary> {
+    match work {
+        Work::Refresh(name) => {
+            let gone = || Problem::new(Kind::Usage, format!("there is no refresh {name:?}"));
+            refresh::run(job, config.refresh(name).ok_or_else(gone)?).await
+        }
+        Work::Rollback(host) => rollback::run(job, host).await,
+    }
+}
+
+/// Puts back what interrupted runs have left, and says whether something is still left.
+pub(super) fn recover(config: Arc<Config>, store: Store, main: mpsc::UnboundedSender<Message>) {
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || {
+        let sinks: Vec<Sink> = vec![Arc::new(|stamped: &Stamped| {
+            if !matches!(stamped.event, Event::Progress { .. }) {
+                logging::log(stamped);
+            }
+        })];
+        let all = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            runtime.block_on(recover::all(&config.daemon, &store, sinks, &Typed::default()))
+        }));
+        let clean = match all {
+            Ok(Ok(runs)) => runs.iter().all(|run| run.left.is_empty()),
+            Ok(Err(problem)) => {
+                tracing::error!(%problem, "cannot recover");
+                false
+            }
+            Err(_) => false,
+        };
+        let _ = main.send(Message::Recovered(clean));
+    });
+}
