@@ -19,15 +19,26 @@ use crate::failure;
 use crate::problem::{Outcome, Problem};
 use crate::report::{Ending, Event, Stamped, Summary};
 
+/// Whether the log is heard elsewhere, too: in the service manager's journal, or where there is none, on stderr.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aloud {
+    /// It is: nobody else shows what goes on.
+    Yes,
+    /// It is not: a view of the events is shown.
+    No,
+}
+
 /// Begins to log. An error is worth a warning.
-pub fn start(daemon: &Daemon) -> Outcome<()> {
+pub fn start(daemon: &Daemon, aloud: Aloud) -> Outcome<()> {
     let cannot = |error: &dyn std::error::Error| {
         Problem::failed(format!("cannot log to {}", daemon.log_dir.display()))
             .cause(error.to_string())
             .hint("Run as the account that owns it, or set `daemon.log_dir`.")
     };
     let filter = EnvFilter::new(format!("mysql_refreshd={}", daemon.log_level));
-    let journal = journal();
+    let journal = (aloud == Aloud::Yes).then(journal).flatten();
+    let console = (aloud == Aloud::Yes && journal.is_none())
+        .then(|| tracing_subscriber::fmt::layer().with_writer(console).with_ansi(false).with_target(false));
     let files = files(&daemon.log_dir, daemon.log_keep);
     let (writer, failed) = match files {
         Ok(files) => (Some(Mutex::new(files)), None),
@@ -40,7 +51,7 @@ pub fn start(daemon: &Daemon) -> Outcome<()> {
             LogFormat::Text => layer.boxed(),
         }
     });
-    let started = tracing_subscriber::registry().with(filter).with(journal).with(file).try_init();
+    let started = tracing_subscriber::registry().with(filter).with(journal).with(console).with(file).try_init();
     started.map_err(|e| Problem::failed("cannot start logging").cause(e.to_string()))?;
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -48,6 +59,11 @@ pub fn start(daemon: &Daemon) -> Outcome<()> {
         before(panic);
     }));
     failed.map_or(Ok(()), Err)
+}
+
+/// The only writer to stderr beside the command line's own.
+fn console() -> std::io::Stderr {
+    std::io::stderr()
 }
 
 /// The journal, with fields, where a service manager has connected it; else nobody.

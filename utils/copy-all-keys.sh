@@ -218,6 +218,10 @@ make_key() {
     if ln "$fresh" "$1" 2>/dev/null; then
         mv -f "$fresh.pub" "$1.pub"
         say "made the key $1: $(ssh-keygen -lf "$1.pub" | cut -d' ' -f2)"
+        # a daemon that is not root must be able to read it
+        if [ "$(id -u)" = 0 ] && getent passwd "$ACCOUNT" >/dev/null && [ -d /var/lib/mysql-refreshd/controller ]; then
+            chown "$ACCOUNT" "$1"
+        fi
     fi
     rm -f "$fresh" "$fresh.pub"
 }

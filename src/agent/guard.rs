@@ -177,6 +177,27 @@ pub fn stands(instance: &Instance, key: &str, run: &str) -> Outcome<()> {
     }
 }
 
+/// After a boot, or whatever else has ended guard and agent at once: a server that is down for a run comes up, and the run will
+/// learn that it did. What was done, in words; None: no run has left anything.
+pub fn repair(instance: &Instance, key: &str) -> Outcome<Option<String>> {
+    let place = Place::new(instance, key);
+    let Some(record) = place.read()? else { return Ok(None) };
+    let open = matches!(record.state, State::Arming | State::Armed | State::Fired { started: None, .. });
+    if record.dismissed || !open || record.guard.as_ref().is_some_and(server::Process::alive) {
+        return Ok(None);
+    }
+    let started = server::ensure_started(instance, key)?;
+    place.change(|now| match now {
+        Some(now) if now.run == record.run => {
+            let reason = "this host was started anew, or its guard was killed".to_owned();
+            place.write(&Record { state: State::Fired { reason, started: Some(started), problem: None }, ..now })
+        }
+        _ => Ok(()),
+    })?;
+    let what = if started { "the server was down and was started" } else { "the server was up" };
+    Ok(Some(format!("run {} was interrupted while this source was guarded: {what}", record.run)))
+}
+
 /// Whether the guard of a run has fired.
 pub fn has_fired(instance: &Instance, key: &str, run: &str) -> bool {
     matches!(Place::new(instance, key).read(), Ok(Some(Record { run: r, state: State::Fired { .. }, .. })) if r == run)

@@ -8,6 +8,7 @@ pub mod gate;
 pub mod guard;
 pub mod lane;
 pub mod launch;
+pub mod repair;
 pub mod serve;
 
 mod destination;

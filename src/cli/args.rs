@@ -374,6 +374,12 @@ pub enum HostCommand {
         #[arg(long, value_name = "FILE")]
         policy: Option<PathBuf>,
     },
+    /// Put back what an interrupted run has left on this host; at boot a unit does it
+    Repair {
+        /// The policy's file
+        #[arg(long, value_name = "FILE")]
+        policy: Option<PathBuf>,
+    },
     /// Show the policy as agents understand it
     Show {
         /// The policy's file

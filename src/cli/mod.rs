@@ -233,8 +233,12 @@ fn sinks(global: &Global) -> Vec<Sink> {
 }
 
 fn start_logging(config: &Config) {
+    start_logging_to(config, logging::Aloud::No);
+}
+
+fn start_logging_to(config: &Config, aloud: logging::Aloud) {
     failpoint::init(vec!["controller".into()]);
-    if let Err(problem) = logging::start(&config.daemon) {
+    if let Err(problem) = logging::start(&config.daemon, aloud) {
         terminal::say(&format!("warning: {problem}"));
     }
 }
@@ -281,7 +285,7 @@ fn run(global: &Global, names: &[String], how: How) -> Outcome<u8> {
 fn serve(global: &Global) -> Outcome<u8> {
     let config = load(global)?;
     own_account::become_owner(&config)?;
-    start_logging(&config);
+    start_logging_to(&config, logging::Aloud::Yes);
     let again = global.clone();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().explain(|| "cannot start")?;
     let result = runtime.block_on(daemon::serve(config, Box::new(move || load(&again))));

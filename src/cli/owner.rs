@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::{ConsentCommand, Global, HostCommand, RoleArg};
 use super::{out, secret_in, terminal, views};
-use crate::agent::{discover, gate as gate_keeper};
+use crate::agent::{discover, gate as gate_keeper, repair};
 use crate::authority::{self, Machine, Policy, consent};
 use crate::config::is_name;
 use crate::failure;
@@ -31,7 +31,24 @@ pub(super) fn host(global: &Global, command: HostCommand) -> Outcome<u8> {
             init(&path, &role, &instance, &found, protected, password_file.as_deref())
         }
         HostCommand::Show { policy } => show(global, policy),
+        HostCommand::Repair { policy } => put_back(&policy.unwrap_or_else(authority::path)),
     }
+}
+
+/// What an interrupted run has left on this host.
+fn put_back(policy: &Path) -> Outcome<u8> {
+    let mut code = failure::DONE;
+    for repaired in repair::all(policy)? {
+        match (repaired.done.is_empty(), repaired.problems.is_empty()) {
+            (true, true) => out(&format!("{}: nothing was left", repaired.instance)),
+            _ => repaired.done.iter().for_each(|what| out(&format!("{}: {what}", repaired.instance))),
+        }
+        for problem in repaired.problems {
+            terminal::say(&failure::text(&problem.on(&repaired.instance)));
+            code = failure::HUMAN;
+        }
+    }
+    Ok(code)
 }
 
 /// The server that is meant.

@@ -10,7 +10,7 @@ const PARTS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
 fn bar(value: u64, most: u64, width: usize) -> String {
     let eighths = (value as f64 / most.max(1) as f64 * (width * 8) as f64).round() as usize;
     let mut text = "█".repeat(eighths / 8);
-    if eighths % 8 > 0 {
+    if !eighths.is_multiple_of(8) {
         text.push(PARTS[eighths % 8]);
     } else if eighths == 0 && value > 0 {
         text.push(PARTS[1]);

@@ -43,7 +43,7 @@ pub fn load(sources: &Sources) -> Result<Config, ConfigErrors> {
 }
 
 /// Where the controller keeps what it knows, unless told otherwise.
-const STATE_DIR: &str = "/var/lib/mysql-refreshd";
+const STATE_DIR: &str = "/var/lib/mysql-refreshd/controller";
 
 fn daemon<'v>(reader: &mut Reader<'v>, root: &mut Section<'v>) -> Daemon {
     let mut table = reader.table(root, "daemon");

@@ -80,7 +80,7 @@ pub const WITHDRAW: &str = "withdraw";
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// Something happened in the run.
-    Event(Stamped),
+    Event(Box<Stamped>),
     /// A line for the person, not the end.
     Note(String),
     /// The run is over.

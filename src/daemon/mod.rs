@@ -12,6 +12,8 @@ mod queue;
 mod runs;
 mod service;
 mod timetable;
+mod view;
+mod wishes;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -24,7 +26,7 @@ use tokio::sync::mpsc;
 use self::alarm::Alarm;
 use self::control::{Client, Control};
 use self::live::Live;
-use self::message::{Answer, Greeting, Request};
+use self::message::{Answer, Greeting};
 use self::runs::{Ended, Running};
 use self::service::Service;
 use self::timetable::Timetable;
@@ -33,8 +35,7 @@ use crate::lock::{self, Taken};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::refresh;
 use crate::report::{Ending, Event, Stamped, Step};
-use crate::status::{self, DaemonState, QueueState, Status, View};
-use crate::store::{Missed, Paused, ScheduleRow, Store};
+use crate::store::{Missed, ScheduleRow, Store};
 
 pub use self::queue::{Entry, Origin, Work};
 
@@ -427,7 +428,7 @@ impl Daemon {
             Event::StepFinished { step: Step::Start, ok: true, .. } => run.inhibitor = None,
             _ => {}
         }
-        tell(&mut run.listeners, &Answer::Event(stamped));
+        tell(&mut run.listeners, &Answer::Event(Box::new(stamped)));
     }
 
     fn ended(&mut self, ticket: u64, ended: Ended) {
@@ -485,154 +486,6 @@ impl Daemon {
         runs::recover(self.config.clone(), self.store.clone(), self.main.clone());
     }
 
-    // --- wishes ------------------------------------------------------------------------------------------------------
-
-    fn asked(&mut self, greeting: Greeting, client: Client) {
-        let Client { who, answers, withdrawn } = client;
-        let say = |answer| {
-            let _ = answers.try_send(answer);
-        };
-        let done = |result: Outcome<String>| result.map_or_else(Answer::Failed, Answer::Done);
-        match greeting.request {
-            Request::Do { .. } if self.stopping => {
-                say(Answer::Failed(
-                    Problem::new(Kind::Refused, "the daemon is about to end").hint("Ask again when it runs."),
-                ));
-            }
-            Request::Do { work, no_wait, despite_blackout } => {
-                if greeting.configuration != client::fingerprint(&self.config) {
-                    say(Answer::Note(
-                        "warning: the daemon's configuration is not the one you see now; `systemctl reload mysql-refreshd` \
-                         makes it read the files again"
-                            .to_owned(),
-                    ));
-                }
-                let wish = Wish { no_wait, despite_blackout };
-                match self.enqueue(work, Origin::Person(who), wish, Some(answers.clone())) {
-                    Ok(ticket) => self.until_withdrawn(ticket, withdrawn),
-                    Err(problem) => say(Answer::Failed(problem)),
-                }
-            }
-            Request::Cancel { run } => say(done(self.cancel(&run, &who))),
-            Request::Pause { refresh } => say(done(self.pause(&refresh, Some(who)))),
-            Request::Resume { refresh } => say(done(self.pause(&refresh, None))),
-            Request::Reload => say(done(self.reload())),
-            Request::Status => say(match self.view() {
-                Ok(status) => Answer::Status(Box::new(status)),
-                Err(problem) => Answer::Failed(problem),
-            }),
-            Request::History(filter) => say(self.store.history(&filter).map_or_else(Answer::Failed, Answer::History)),
-            Request::Show { run } => {
-                say(self.store.show(&run).map_or_else(Answer::Failed, |found| Answer::Shown(found.map(Box::new))));
-            }
-        }
-    }
-
-    fn until_withdrawn(&self, ticket: u64, mut withdrawn: mpsc::UnboundedReceiver<()>) {
-        let main = self.main.clone();
-        tokio::spawn(async move {
-            while withdrawn.recv().await.is_some() {
-                let _ = main.send(Message::Withdrawn(ticket));
-            }
-        });
-    }
-
-    fn cancel(&mut self, run: &str, who: &str) -> Outcome<String> {
-        let ticket = self.running.keys().copied().find(|ticket| self.live.run_of(*ticket).as_deref() == Some(run));
-        let Some(ticket) = ticket else {
-            return Err(Problem::new(Kind::Usage, format!("no run {run:?} is under way here"))
-                .hint("`mysql-refreshd status` shows what is under way."));
-        };
-        self.withdraw(ticket, &format!("by {who}"));
-        Ok(format!("run {run} is cancelled: everything is being put back"))
-    }
-
-    /// `by`: who wishes a pause; None: the schedule is followed again.
-    fn pause(&mut self, name: &str, by: Option<String>) -> Outcome<String> {
-        let config = self.config.clone();
-        let refresh = config
-            .refresh(name)
-            .ok_or_else(|| Problem::new(Kind::Usage, format!("the daemon's configuration has no refresh {name:?}")))?;
-        if refresh.schedule.is_none() && refresh.after.is_none() {
-            return Err(Problem::new(Kind::Usage, format!("{name} has no schedule"))
-                .hint("It runs only when somebody asks for it."));
-        }
-        let now = Utc::now();
-        let mut row = self.store.schedules()?.remove(name).unwrap_or_default();
-        let text = match &by {
-            Some(who) => {
-                tracing::info!(refresh = name, by = who, "paused");
-                format!(
-                    "{name} is paused: it runs only when somebody asks for it, until `mysql-refreshd resume {name}`"
-                )
-            }
-            None if row.paused.is_none() => return Ok(format!("{name} was not paused")),
-            None => {
-                tracing::info!(refresh = name, "resumed");
-                format!("{name} is followed again")
-            }
-        };
-        self.timetable.pause(name, by.is_some(), now);
-        row.paused = by.map(|by| Paused { since: now, by });
-        if let Some((seen, schedule)) = self.timetable.seen(name) {
-            row.seen = Some(seen);
-            row.schedule = Some(schedule);
-        }
-        self.store.keep_schedule(name, &row)?;
-        Ok(text)
-    }
-
-    fn reload(&mut self) -> Outcome<String> {
-        self.service.reloading();
-        let result = self.take_configuration();
-        self.reload_failed = result.as_ref().err().map(|problem| {
-            let mut text = problem.message.clone();
-            problem.causes.iter().for_each(|cause| text.push_str(&format!("; {cause}")));
-            tracing::error!(problem = text, "the configuration is not read again: the one before stays in force");
-            text
-        });
-        self.service.ready();
-        result
-    }
-
-    fn take_configuration(&mut self) -> Outcome<String> {
-        let mut config = (self.load)()?;
-        let (old, new) = (&self.config.daemon, &config.daemon);
-        let mut text = "the configuration was read again".to_owned();
-        if (&old.state_dir, &old.socket, &old.log_dir) != (&new.state_dir, &new.socket, &new.log_dir) {
-            text.push_str("; `state_dir`, `socket` and `log_dir` are taken at the next start");
-            config.daemon.state_dir.clone_from(&old.state_dir);
-            config.daemon.socket.clone_from(&old.socket);
-        }
-        let mut timetable = Timetable::new(config.refreshes.values(), &self.store.schedules()?, Utc::now());
-        timetable.inherit(&self.timetable);
-        self.timetable = timetable;
-        self.config = Arc::new(config);
-        self.remember();
-        // what waits is judged by what is in force when it begins
-        let gone = |waiting: &Waiting| match &waiting.entry.work {
-            Work::Refresh(name) => self.config.refresh(name).is_none(),
-            Work::Rollback(host) => self.config.host(host).is_none(),
-        };
-        let (gone, stay): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.waiting).into_iter().partition(gone);
-        self.waiting = stay;
-        for mut waiting in gone {
-            tell(
-                &mut waiting.listeners,
-                &Answer::Failed(Problem::new(Kind::Usage, "it is no longer in the configuration")),
-            );
-        }
-        for waiting in &mut self.waiting {
-            if let Work::Refresh(name) = &waiting.entry.work
-                && let Some(refresh) = self.config.refresh(name)
-            {
-                waiting.entry.hosts = Entry::hosts_of(refresh);
-            }
-        }
-        tracing::info!("the configuration was read again");
-        Ok(text)
-    }
-
     fn stop(&mut self) {
         if self.stopping {
             return;
@@ -646,62 +499,6 @@ impl Daemon {
             tell(&mut waiting.listeners, &Answer::Failed(Problem::cancelled().cause("the daemon is about to end")));
         }
         self.running.values().for_each(|run| run.cancel.cancel());
-    }
-
-    // --- what is seen ------------------------------------------------------------------------------------------------
-
-    fn view(&self) -> Outcome<Status> {
-        let now = Utc::now();
-        let next = |name: &String| Some((name.clone(), self.timetable.next(name, now)?));
-        let waits = |waiting: &Waiting| QueueState {
-            refresh: waiting.entry.work.to_string(),
-            why: waiting.entry.origin.to_string(),
-            since: waiting.entry.since,
-            waits_for: waiting.told.clone(),
-        };
-        let view = View {
-            daemon: DaemonState {
-                pid: std::process::id(),
-                since: self.since,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                reload_failed: self.reload_failed.clone(),
-                recovering: self.recovering,
-                stopping: self.stopping,
-            },
-            next: self.timetable.names().filter_map(next).collect(),
-            running: self.live.states(),
-            queue: self.waiting.iter().map(waits).collect(),
-        };
-        status::build(&self.config, Some(&self.store), Some(view), now)
-    }
-
-    /// For `systemctl status`.
-    fn headline(&self, now: DateTime<Utc>) -> String {
-        let runs = self.live.states();
-        let line = |run: &status::RunState| match run.step {
-            Some(step) => format!("{}: {step}", run.refresh),
-            None => run.refresh.clone(),
-        };
-        let mut parts: Vec<String> = runs.iter().map(line).collect();
-        if self.recovering {
-            parts.insert(0, "putting interrupted runs back".to_owned());
-        }
-        if !self.waiting.is_empty() {
-            parts.push(format!("{} waiting", self.waiting.len()));
-        }
-        if parts.is_empty() {
-            let next = self.timetable.names().filter_map(|name| Some((self.timetable.next(name, now)?, name))).min();
-            parts.push(match next {
-                Some((at, name)) => {
-                    format!("idle; {name} at {}", at.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M:%S %:z"))
-                }
-                None => "idle; nothing is scheduled".to_owned(),
-            });
-        }
-        if self.reload_failed.is_some() {
-            parts.push("the changed configuration has errors".to_owned());
-        }
-        parts.join("; ")
     }
 }
 
@@ -726,7 +523,7 @@ fn refused(problem: &Problem) -> Ending {
 
 /// Tells everyone who listens; who does not read is left.
 fn tell(listeners: &mut Vec<mpsc::Sender<Answer>>, answer: &Answer) {
-    let droppable = matches!(answer, Answer::Event(Stamped { event: Event::Progress { .. }, .. }));
+    let droppable = matches!(answer, Answer::Event(stamped) if matches!(stamped.event, Event::Progress { .. }));
     listeners.retain(|listener| match listener.try_send(answer.clone()) {
         Ok(()) => true,
         Err(mpsc::error::TrySendError::Full(_)) => droppable,

@@ -82,7 +82,7 @@ pub fn holder(run: &str, refresh: &str) -> Holder {
         run: run.to_owned(),
         refresh: refresh.to_owned(),
         pid: std::process::id(),
-        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         since: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
         step: "start".to_owned(),
     }
