@@ -8,6 +8,8 @@ mod connections;
 #[cfg(feature = "failpoints")]
 mod contention;
 #[cfg(feature = "failpoints")]
+mod daemon;
+#[cfg(feature = "failpoints")]
 mod faults;
 mod gate;
 mod hazards;
