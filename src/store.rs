@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use crate::lock;
@@ -120,6 +120,9 @@ CREATE INDEX IF NOT EXISTS events_by_run ON events (run);
 PRAGMA user_version = 1;
 ";
 
+/// How long another process may have the file for itself.
+const BUSY: Duration = Duration::from_secs(30);
+
 impl Store {
     /// Opens the file below the controller's state folder; creates both.
     pub fn open(state_dir: &Path) -> Outcome<Self> {
@@ -132,13 +135,27 @@ impl Store {
             .hint("Run as the account that owns it, or set `daemon.state_dir`.")
         })?;
         let path = state_dir.join("history.db");
-        let open = |synchronous: &str| -> rusqlite::Result<Connection> {
+        let try_open = |synchronous: &str| -> rusqlite::Result<Connection> {
             let db = Connection::open(&path)?;
-            db.busy_timeout(Duration::from_secs(30))?;
+            db.busy_timeout(BUSY)?;
             db.pragma_update(None, "journal_mode", "WAL")?;
             db.pragma_update(None, "synchronous", synchronous)?;
             db.execute_batch(SCHEMA)?;
             Ok(db)
+        };
+        // whoever makes the file, or its log, locks it in a way for which SQLite does not wait
+        let open = |synchronous: &str| {
+            let begun = Instant::now();
+            loop {
+                match try_open(synchronous) {
+                    Err(error)
+                        if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && begun.elapsed() < BUSY =>
+                    {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                    result => return result,
+                }
+            }
         };
         let cannot = || format!("cannot open the history in {}", path.display());
         let (db, events) = (open("FULL").explain(cannot)?, open("NORMAL").explain(cannot)?);
@@ -446,6 +463,21 @@ mod tests {
         assert_eq!(armed, ["two", "one"], "newest first");
         store.settle(first).unwrap();
         assert_eq!(store.armed("r1").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn many_may_open_it_at_once_before_it_is_there() {
+        for _ in 0..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let open = |_| {
+                std::thread::spawn({
+                    let path = dir.path().to_owned();
+                    move || Store::open(&path).map(drop)
+                })
+            };
+            let all: Vec<_> = (0..6).map(open).collect();
+            all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+        }
     }
 
     #[test]

@@ -63,14 +63,15 @@ impl Control {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Listens for ever. `state_dir` tells whose daemon this is.
-    pub async fn serve(self, state_dir: PathBuf, main: mpsc::UnboundedSender<Message>) {
+    /// Listens until it is aborted. `state_dir` tells whose daemon this is; `talking` is held by every conversation.
+    pub async fn serve(self, state_dir: PathBuf, main: mpsc::UnboundedSender<Message>, talking: mpsc::Sender<()>) {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let (main, state_dir) = (main.clone(), state_dir.clone());
+                    let (main, state_dir, talking) = (main.clone(), state_dir.clone(), talking.clone());
                     tokio::spawn(async move {
                         let _ = converse(stream, &state_dir, &main).await;
+                        drop(talking);
                     });
                 }
                 Err(error) => {

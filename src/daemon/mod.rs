@@ -45,6 +45,9 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How long after a failed recovery it is tried again.
 const RECOVER_AGAIN: Duration = Duration::from_secs(60);
 
+/// How long clients may take to read how their wishes ended, once the daemon is over.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// A run without any sign of life for this long hangs in a way that nothing in it notices.
 const STUCK: Duration = Duration::from_secs(300);
 
@@ -112,7 +115,8 @@ pub async fn serve(config: Config, load: Load) -> Outcome<()> {
     ] {
         listen(kind, what, main.clone())?;
     }
-    let listening = tokio::spawn(control.serve(config.daemon.state_dir.clone(), main.clone()));
+    let (talking, mut talked) = mpsc::channel(1);
+    let listening = tokio::spawn(control.serve(config.daemon.state_dir.clone(), main.clone(), talking));
     let now = Utc::now();
     let timetable = Timetable::new(config.refreshes.values(), &store.schedules()?, now);
     let mut daemon = Daemon {
@@ -146,6 +150,9 @@ pub async fn serve(config: Config, load: Load) -> Outcome<()> {
         daemon.step().await;
     }
     listening.abort();
+    drop((daemon, messages));
+    // everyone has been answered; the answers must also be read
+    let _ = tokio::time::timeout(LAST_WORDS, talked.recv()).await;
     tracing::info!("daemon ended");
     Ok(())
 }

@@ -2,6 +2,7 @@
 //! source is down. Without systemd all of it is nothing.
 
 use std::process::Stdio;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -15,11 +16,28 @@ pub struct Service {
     watchdog: Option<Duration>,
     last_sign: Instant,
     status: String,
+    say: mpsc::Sender<Saying>,
 }
 
-fn tell(states: &[NotifyState<'_>]) {
-    // there may be nobody to tell
-    let _ = sd_notify::notify(states);
+enum Saying {
+    States(Vec<NotifyState<'static>>),
+    Status(String),
+}
+
+/// Says what the daemon wants to say, from a thread of its own: a service manager that does not read for a while must not hold up
+/// what only the daemon can do.
+fn speaker() -> mpsc::Sender<Saying> {
+    let (say, said) = mpsc::channel();
+    std::thread::spawn(move || {
+        for saying in said {
+            // there may be nobody to tell
+            let _ = match &saying {
+                Saying::States(states) => sd_notify::notify(states),
+                Saying::Status(text) => sd_notify::notify(&[NotifyState::Status(text)]),
+            };
+        }
+    });
+    say
 }
 
 impl Service {
@@ -27,36 +45,40 @@ impl Service {
     pub fn new() -> Self {
         // three signs in the time in which one is wanted
         let watchdog = sd_notify::watchdog_enabled().map(|every| every / 3);
-        Self { watchdog, last_sign: Instant::now(), status: String::new() }
+        Self { watchdog, last_sign: Instant::now(), status: String::new(), say: speaker() }
+    }
+
+    fn tell(&self, states: Vec<NotifyState<'static>>) {
+        let _ = self.say.send(Saying::States(states));
     }
 
     /// It can be asked now.
     pub fn ready(&self) {
-        tell(&[NotifyState::Ready]);
+        self.tell(vec![NotifyState::Ready]);
     }
 
     /// The configuration is being read again; [`Self::ready`] ends that.
     pub fn reloading(&self) {
         match NotifyState::monotonic_usec_now() {
-            Ok(now) => tell(&[NotifyState::Reloading, now]),
-            Err(_) => tell(&[NotifyState::Reloading]),
+            Ok(now) => self.tell(vec![NotifyState::Reloading, now]),
+            Err(_) => self.tell(vec![NotifyState::Reloading]),
         }
     }
 
     /// It is about to end.
     pub fn stopping(&self) {
-        tell(&[NotifyState::Stopping]);
+        self.tell(vec![NotifyState::Stopping]);
     }
 
     /// The end takes longer, and something still moves.
     pub fn needs_longer(&self) {
-        tell(&[NotifyState::ExtendTimeoutUsec(LONGER.as_micros() as u32)]);
+        self.tell(vec![NotifyState::ExtendTimeoutUsec(LONGER.as_micros() as u32)]);
     }
 
     /// What goes on, in a line.
     pub fn status(&mut self, text: String) {
         if text != self.status {
-            tell(&[NotifyState::Status(&text)]);
+            let _ = self.say.send(Saying::Status(text.clone()));
             self.status = text;
         }
     }
@@ -64,7 +86,7 @@ impl Service {
     /// A sign of life, if one is due.
     pub fn alive(&mut self) {
         if self.watchdog.is_some_and(|every| self.last_sign.elapsed() >= every) {
-            tell(&[NotifyState::Watchdog]);
+            self.tell(vec![NotifyState::Watchdog]);
             self.last_sign = Instant::now();
         }
     }
@@ -83,6 +105,8 @@ impl Inhibitor {
             let mut command = Command::new("systemd-inhibit");
             command.args(["--what=shutdown:sleep", "--who=mysql-refreshd"]);
             command.arg(format!("--why={why}")).arg(format!("--mode={mode}")).arg("cat");
+            // what the service manager has told this process is not for a child
+            command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
             let mut child = command.spawn().ok()?;
             // one that is refused ends at once

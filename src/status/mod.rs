@@ -263,11 +263,16 @@ fn destinations(refresh: &Refresh, store: Option<&Store>, now: DateTime<Utc>) ->
         let of = Filter { destination: Some(host.to_string()), limit: DEPTH, ..Filter::default() };
         let runs = store.map(|store| store.history(&of)).transpose()?.unwrap_or_default();
         let name = host.to_string();
-        let serves = runs.iter().find_map(|row| {
+        let latest = runs.iter().find_map(|row| {
             let result = row.summary.as_ref()?.destinations.iter().find(|d| d.host == name && d.refreshed)?;
-            // a run from before this was kept, or one that recovery ended: it is not younger than the run's begin
-            let known = || Serves { run: row.run.clone(), source: String::new(), taken: row.started.clone() };
-            Some(result.serves.clone().unwrap_or_else(known))
+            Some((row, result.serves.clone()))
+        });
+        let serves = latest.and_then(|(row, serves)| match serves {
+            Some(serves) => Some(serves),
+            // rolled back to what was there before the first refresh
+            None if row.refresh == format!("rollback of {name}") => None,
+            // one that recovery ended, or of a version that did not keep it: not younger than the run's begin
+            None => Some(Serves { run: row.run.clone(), source: String::new(), taken: row.started.clone() }),
         });
         let age = |serves: &Serves| {
             let taken = DateTime::parse_from_rfc3339(&serves.taken).ok()?;

@@ -903,8 +903,13 @@ impl World {
 
     /// Writes the configuration and returns its path.
     pub fn write_config(&self) -> PathBuf {
-        let path = self.root().join("config.toml");
-        fs::write(&path, self.config_text()).unwrap();
+        let (path, text) = (self.root().join("config.toml"), self.config_text());
+        // another call may be reading it
+        if !fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            let new = self.root().join("config.toml.new");
+            fs::write(&new, text).unwrap();
+            fs::rename(&new, &path).unwrap();
+        }
         path
     }
 
