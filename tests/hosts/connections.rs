@@ -9,11 +9,11 @@ use crate::operator::Operator;
 use crate::watch::{Onlooker, Writer};
 
 /// The longest that the source may be down when its run is gone: 30 s of silence, a proven stop and a start, on a busy machine.
-const CAP: Duration = Duration::from_secs(90);
+pub const CAP: Duration = Duration::from_secs(90);
 
 /// Production with enough data that a copy takes a while over a slow line.
 #[track_caller]
-fn heavy(src: Host<'_>) {
+pub fn heavy(src: Host<'_>) {
     production(src);
     src.sql(
         "CREATE TABLE shop.heavy (id INT PRIMARY KEY, body VARBINARY(1024)) ENGINE=InnoDB;
@@ -22,7 +22,7 @@ fn heavy(src: Host<'_>) {
 }
 
 /// Until the run stands in its copy: the source is down and bytes arrive.
-fn until_it_copies(src: Host<'_>, d1: Host<'_>) {
+pub fn until_it_copies(src: Host<'_>, d1: Host<'_>) {
     eventually("the copy", Duration::from_secs(60), || {
         let arrived = d1.sh("du -sm /srv/data/.mysql.refreshd 2>/dev/null | cut -f1 || true");
         src.server_pid().is_empty() && arrived.parse::<u64>().is_ok_and(|mb| mb > 5)

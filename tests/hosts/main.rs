@@ -19,5 +19,6 @@ mod operator;
 mod readme;
 mod real_data;
 mod refusals;
+mod service;
 mod upgrade;
 mod watch;

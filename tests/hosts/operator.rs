@@ -23,7 +23,9 @@ impl<'a> Operator<'a> {
         let project = Path::new(env!("CARGO_MANIFEST_DIR"));
         controller
             .put(Path::new(env!("CARGO_BIN_EXE_mysql-refreshd")), &format!("{CHECKOUT}/target/release/mysql-refreshd"));
-        controller.put(&project.join("utils"), &format!("{CHECKOUT}/utils"));
+        for folder in ["utils", "systemd", "config"] {
+            controller.put(&project.join(folder), &format!("{CHECKOUT}/{folder}"));
+        }
         // the state of the fleet lies two folders above a host's root
         let state = controller.root().join("../..");
         controller.put(&state.join("id_ed25519"), "/home/deploy/.ssh/id_ed25519");
@@ -37,14 +39,15 @@ impl<'a> Operator<'a> {
         self.controller.ssh(&format!("cd {CHECKOUT}\n{script}"))
     }
 
-    /// The program on the controller and on these hosts.
+    /// The program with its service on the controller, and with its repair unit on these hosts.
     #[track_caller]
     pub fn install(&self, hosts: &[&str]) {
-        self.does("sudo install -o root -g root -m 0755 target/release/mysql-refreshd /usr/local/bin/").expect(0);
+        self.does("sudo utils/install.sh").expect(0);
         for host in hosts {
             self.does(&format!(
-                "scp -q target/release/mysql-refreshd {host}:\n\
-                 ssh {host} sudo install -o root -g root -m 0755 mysql-refreshd /usr/local/bin/"
+                "scp -q target/release/mysql-refreshd systemd/mysql-refreshd-repair.service {host}:\n\
+                 ssh {host} 'sudo install -o root -g root -m 0755 mysql-refreshd /usr/local/bin/ && sudo install -o root -g root \
+                     -m 0644 mysql-refreshd-repair.service /etc/systemd/system/ && sudo systemctl enable -q mysql-refreshd-repair'"
             ))
             .expect(0);
         }
