@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 /// How much longer a stop may take, each time it is said again.
 const LONGER: Duration = Duration::from_secs(60);
@@ -92,10 +92,11 @@ impl Service {
     }
 }
 
-/// A lock against shutdown and sleep of this machine. It goes when this is dropped or this process dies: the child that holds it
+/// A lock against shutdown of this machine. It goes when this is dropped or this process dies: the child that holds it
 /// reads a pipe of ours.
 pub struct Inhibitor {
     _child: Child,
+    _pipe: ChildStdin,
 }
 
 impl Inhibitor {
@@ -103,16 +104,19 @@ impl Inhibitor {
     pub async fn take(why: &str) -> Option<Self> {
         for mode in ["block", "delay"] {
             let mut command = Command::new("systemd-inhibit");
-            command.args(["--what=shutdown:sleep", "--who=mysql-refreshd"]);
+            // one thing: logind of systemd 252 refuses an ordinary account several at once, even where it may each of them
+            command.args(["--what=shutdown", "--who=mysql-refreshd"]);
             command.arg(format!("--why={why}")).arg(format!("--mode={mode}")).arg("cat");
             // what the service manager has told this process is not for a child
             command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
             let mut child = command.spawn().ok()?;
+            // out of the child's hands: waiting for it would close it
+            let pipe = child.stdin.take()?;
             // one that is refused ends at once
             if tokio::time::timeout(Duration::from_millis(500), child.wait()).await.is_err() {
                 tracing::debug!(mode, why, "shutdown is inhibited");
-                return Some(Self { _child: child });
+                return Some(Self { _child: child, _pipe: pipe });
             }
         }
         tracing::info!("this account may not inhibit a shutdown of this machine");
