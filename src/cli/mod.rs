@@ -438,14 +438,29 @@ fn recover_all(global: &Global, password_file: Option<PathBuf>) -> Outcome<u8> {
         Some(file) => Some(secret_in(&file)?),
         None => None,
     };
-    let mut config = load_kept(global)?;
-    own_account::become_owner(&config)?;
-    one_off::own_places(&mut config);
-    start_logging(&config);
-    let store = Store::open(&config.daemon.state_dir)?;
+    let config = load_kept(global)?;
+    let mut own = config.clone();
+    one_off::own_places(&mut own);
     let typed = typed(global, password)?;
+    // root's own one-off runs, where the usual place is the service's
+    let mut code = failure::DONE;
+    if own.daemon.state_dir != config.daemon.state_dir && own_account::is_anothers(&config) {
+        if own.daemon.state_dir.join("history.db").exists() {
+            code = recover_in(global, &own, &typed)?;
+        }
+        if code == failure::DONE {
+            own_account::become_owner(&config)?;
+        }
+        return Ok(code);
+    }
+    recover_in(global, &own, &typed)
+}
+
+fn recover_in(global: &Global, config: &Config, typed: &Typed) -> Outcome<u8> {
+    start_logging(config);
+    let store = Store::open(&config.daemon.state_dir)?;
     with_runtime(async |_| {
-        let recovered = recover::all(&config.daemon, &store, sinks(global), &typed).await?;
+        let recovered = recover::all(&config.daemon, &store, sinks(global), typed).await?;
         if global.json {
             out(&views::json(&recovered)?);
         } else if !global.quiet {

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::IntoRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -55,13 +56,19 @@ pub(super) fn run(global: &Global, one_off: &OneOffArgs, how: How) -> Outcome<u8
     run_all(global, &config, &[&refresh], how, &typed(global, password)?)
 }
 
-/// Without a configuration, an ordinary account keeps history and log in its own home.
+/// Without a configuration, an ordinary account keeps history and log in its own home; so does root, where the usual places are
+/// those of the service's account, which could not open what root leaves there.
 pub(super) fn own_places(config: &mut Config) {
     let is_default = |key: &str| config.effective.iter().any(|value| value.key == key && value.origin == "default");
     let (state, log) = (is_default("daemon.state_dir"), is_default("daemon.log_dir"));
-    let Some(home) = std::env::var_os("HOME").filter(|_| !rustix::process::geteuid().is_root()) else { return };
+    let Some(home) = std::env::var_os("HOME") else { return };
+    let root = crate::account::own_uid() == 0;
     let base = Path::new(&home).join(".local/state/mysql-refreshd");
-    let writable = |folder: &Path| rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok();
+    let writable = |folder: &Path| match std::fs::metadata(folder) {
+        Ok(metadata) if root => metadata.uid() == 0,
+        Err(_) if root => true,
+        _ => rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok(),
+    };
     if state && !writable(&config.daemon.state_dir) {
         config.daemon.state_dir = base.join("controller");
     }

@@ -9,13 +9,19 @@ use crate::account;
 use crate::config::Config;
 use crate::problem::{Explain, Kind, Outcome, Problem};
 
+/// Whether this is root, and the state folder another account's.
+pub(super) fn is_anothers(config: &Config) -> bool {
+    let owner = std::fs::metadata(&config.daemon.state_dir).map(|metadata| metadata.uid());
+    account::own_uid() == 0 && owner.is_ok_and(|uid| uid != 0)
+}
+
 /// Becomes the owner of the state folder by executing this program anew; returns where that is not needed.
 pub(super) fn become_owner(config: &Config) -> Outcome<()> {
-    let folder = &config.daemon.state_dir;
-    let Ok(uid) = std::fs::metadata(folder).map(|metadata| metadata.uid()) else { return Ok(()) };
-    if account::own_uid() != 0 || uid == 0 {
+    if !is_anothers(config) {
         return Ok(());
     }
+    let folder = &config.daemon.state_dir;
+    let uid = std::fs::metadata(folder).explain(|| format!("cannot read {}", folder.display()))?.uid();
     let owner = account::of_uid(uid).ok_or_else(|| {
         Problem::new(Kind::Usage, format!("{} belongs to uid {uid}, which is no account", folder.display()))
             .hint("Give it to the account of the service.")

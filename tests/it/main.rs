@@ -21,6 +21,8 @@ mod proxy;
 mod refresh;
 mod refusals;
 mod regressions;
+#[cfg(feature = "failpoints")]
+mod repair;
 mod rights;
 #[cfg(feature = "failpoints")]
 mod secrets;

@@ -1,0 +1,86 @@
+//! What a host puts back by itself, when controller, agents and guard are gone at once: a power cut, as far as one machine can have
+//! it without being off.
+
+use std::time::Duration;
+
+use crate::world::{Outcome, Server, World, signal, wait_for};
+
+/// The policy of the world's hosts describes a server, as `host init` would.
+fn describe(world: &World, server: &Server, role: &str) {
+    let mut policy: toml::Table = std::fs::read_to_string(world.policy()).unwrap_or_default().parse().unwrap();
+    let config: toml::Table = world.config_text().parse().unwrap();
+    let environment = if role == "source" { "prod" } else { "rnd" };
+    let described = config["environments"][environment]["hosts"][&server.name].as_table().unwrap();
+    let instances = policy.entry("instances").or_insert_with(|| toml::Table::new().into()).as_table_mut().unwrap();
+    let entry = instances.entry(&server.name).or_insert_with(|| toml::Table::new().into()).as_table_mut().unwrap();
+    for key in ["datadir", "socket", "user", "service", "dropin", "state_dir", "start_timeout", "stop_timeout"] {
+        entry.insert(key.to_owned(), described[key].clone());
+    }
+    entry.insert("roles".to_owned(), vec![role.to_owned()].into());
+    std::fs::write(world.policy(), toml::to_string(&policy).unwrap()).unwrap();
+}
+
+fn repair(world: &World) -> Outcome {
+    world.call(&["host", "repair", "--policy", world.policy().to_str().unwrap()]).run()
+}
+
+/// Everything of the program dies in one moment.
+fn kill_all(world: &World) {
+    let stop = |signal_name: &str| world.program_processes().iter().for_each(|p| signal(p.pid, signal_name));
+    // stopped first: none of them may see another one's death
+    stop("-STOP");
+    stop("-KILL");
+    world.expect_nobody_left();
+}
+
+#[test]
+fn a_source_comes_up_without_guard_agent_and_controller() {
+    let world = World::new();
+    describe(&world, &world.source, "source");
+    let told = repair(&world).expect(0);
+    assert!(told.stdout.contains("db1: nothing was left"), "{told}");
+    let (call, hold) = world.refresh().hold("controller:copy:before");
+    let mut run = call.spawn();
+    hold.reached(&mut run);
+    let told = repair(&world).expect(0);
+    assert!(told.stdout.contains("is at work here; it is left alone") && !world.source.answers(), "{told}");
+    kill_all(&world);
+    run.wait();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!world.source.answers(), "nobody is left who could have started it");
+    let told = repair(&world).expect(0);
+    assert!(
+        told.stdout.contains("was interrupted while this source was guarded: the server was down and was started"),
+        "{told}"
+    );
+    assert!(world.source.answers());
+    let told = repair(&world).expect(0);
+    assert!(told.stdout.contains("db1: nothing was left"), "once: {told}");
+    // and the controller, when it is back, finds nothing to do but to know
+    world.recover().expect(0);
+    world.recover().expect(0);
+    assert_eq!(world.content(&world.source), "prod-0");
+    world.refresh().run().expect(0);
+    world.expect_nobody_left();
+}
+
+#[test]
+fn a_destination_gets_one_whole_generation() {
+    let world = World::new();
+    describe(&world, world.destination(), "destination");
+    let (call, hold) = world.refresh().hold("controller:swap:after");
+    let mut run = call.spawn();
+    hold.reached(&mut run);
+    assert_eq!(world.content(world.destination()), "prod-0");
+    kill_all(&world);
+    run.wait();
+    let told = repair(&world).expect(0);
+    assert!(told.stdout.contains("was interrupted while it swapped: the old generation serves again"), "{told}");
+    wait_for("it answers", Duration::from_secs(20), || world.destination().answers());
+    assert_eq!(world.content(world.destination()), "r1");
+    world.recover().expect(0);
+    assert_eq!(world.content(world.destination()), "r1");
+    world.refresh().run().expect(0);
+    assert_eq!(world.content(world.destination()), "prod-0");
+    world.expect_nobody_left();
+}
