@@ -38,10 +38,11 @@ pub fn of_problem(problem: &Problem) -> u8 {
 /// The exit code of a run.
 pub fn of_summary(summary: &Summary) -> u8 {
     match summary.ending {
-        Ending::Done => DONE,
+        // to be left out then was its own wish
+        Ending::Done | Ending::Skipped => DONE,
         Ending::Failed => FAILED,
         Ending::Usage => USAGE,
-        Ending::Locked | Ending::Skipped => LOCKED,
+        Ending::Locked => LOCKED,
         Ending::Refused => REFUSED,
         Ending::Human => HUMAN,
         Ending::Partial => PARTIAL,

@@ -120,7 +120,18 @@ impl Remote {
     /// Closes the connection; the agent puts back what it had begun before this returns.
     pub async fn close(&mut self) {
         if let Some(connection) = self.connection.take() {
-            connection.close().await;
+            self.beating(connection.close()).await;
+        }
+    }
+
+    /// Waits for something that is bounded but silent, and lives.
+    async fn beating<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                () = tokio::time::sleep(Duration::from_secs(5)) => self.context.report.beat(),
+            }
         }
     }
 
@@ -142,7 +153,7 @@ impl Remote {
             self.transport = Some(transport::to(&self.host.route, Secrets { passphrase, sudo }));
         }
         let transport = self.transport.as_ref().ok_or_else(|| Problem::failed("no transport"))?;
-        connection::open(transport.as_ref(), self.role, self.context.silence, asides)
+        self.beating(connection::open(transport.as_ref(), self.role, self.context.silence, asides))
             .await
             .map_err(|p| p.during(format!("cannot open an agent on {}", self.host.id)))
     }

@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 use crate::config::{Daemon, LogFormat};
 use crate::failure;
 use crate::problem::{Outcome, Problem};
-use crate::report::{Ending, Event, Stamped, Summary};
+use crate::report::{Event, Stamped, Summary};
 
 /// Whether the log is heard elsewhere, too: in the service manager's journal, or where there is none, on stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,7 +163,7 @@ fn log_summary(run: &str, s: &Summary) {
     let (refreshed, failed) = (refreshed.join(","), failed.join(","));
     let (ending, code) = (s.ending.name(), failure::of_summary(s));
     let outage_ms = s.outage_ms.unwrap_or(0);
-    if code == failure::DONE || s.ending == Ending::Skipped {
+    if code == failure::DONE {
         info!(
             run,
             summary = true,

@@ -191,9 +191,9 @@ pub enum Command {
         #[arg(long, value_name = "DURATION", requires = "nagios")]
         critical: Option<humantime::Duration>,
     },
-    /// Cancel a run of the daemon; everything is put back
+    /// Cancel a run of the daemon, and everything is put back; or take a refresh out of the queue
     Cancel {
-        /// The run's id, as `status` shows it
+        /// The run's id, or the name of what waits, as `status` shows it
         run: String,
     },
     /// Do not follow a refresh's schedule until `resume`; on demand it still runs

@@ -1,7 +1,9 @@
 //! What the running daemon is asked for, and how its answers are shown as if the work were done here.
 
 use super::args::Global;
-use super::{How, finish, out, sinks, terminal, with_runtime};
+use tokio::signal::unix::SignalKind;
+
+use super::{How, finish, out, sinks, terminal, with_runtime, with_runtime_and};
 use crate::config::Config;
 use crate::daemon::Work;
 use crate::daemon::client::Client;
@@ -17,7 +19,8 @@ fn strange() -> Problem {
 
 /// Lets the daemon do it, one after the other, and shows how it goes; the exit code. None: no daemon runs.
 pub(super) fn to_do(global: &Global, config: &Config, work: &[Work], how: How) -> Outcome<Option<u8>> {
-    with_runtime(async |cancel| {
+    // a lost terminal ends this client, and not what the daemon does
+    with_runtime_and(&[SignalKind::interrupt(), SignalKind::terminate()], async |cancel| {
         let mut code = failure::DONE;
         for (n, work) in work.iter().enumerate() {
             let client = match Client::connect(config).await? {
@@ -57,17 +60,10 @@ pub(super) fn to_do(global: &Global, config: &Config, work: &[Work], how: How) -
     })
 }
 
-/// A question that has one answer; None: no daemon runs, or this account may not ask it.
+/// A question that has one answer; None: no daemon runs.
 pub(super) fn about(config: &Config, request: Request) -> Outcome<Option<Answer>> {
     with_runtime(async |_| {
-        let client = match Client::connect(config).await {
-            Ok(Some(client)) => client,
-            Ok(None) => return Ok(None),
-            Err(problem) => {
-                terminal::say(&format!("warning: {problem}"));
-                return Ok(None);
-            }
-        };
+        let Some(client) = Client::connect(config).await? else { return Ok(None) };
         match client.ask(config, request, &Cancel::default(), |_| ()).await? {
             Answer::Failed(problem) => Err(problem),
             answer => Ok(Some(answer)),
@@ -77,7 +73,10 @@ pub(super) fn about(config: &Config, request: Request) -> Outcome<Option<Answer>
 
 /// A wish that only a running daemon can fulfil.
 pub(super) fn simple(global: &Global, request: Request) -> Outcome<u8> {
-    let config = super::load(global)?;
+    let (config, broken) = super::load_to_ask(global)?;
+    if let Some(problem) = broken.filter(|_| !matches!(request, Request::Reload)) {
+        terminal::say(&format!("warning: {problem}; asking the daemon all the same"));
+    }
     with_runtime(async |_| {
         let Some(client) = Client::connect(&config).await? else {
             return Err(Problem::new(Kind::Refused, "no daemon runs").hint("Start it: systemctl start mysql-refreshd."));

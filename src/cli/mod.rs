@@ -193,19 +193,24 @@ fn find<'a>(config: &'a Config, name: &str) -> Outcome<&'a Refresh> {
 
 /// Everything a run needs: runtime, log, history, listeners, signals.
 fn with_runtime<T>(work: impl AsyncFnOnce(Cancel) -> Outcome<T>) -> Outcome<T> {
+    with_runtime_and(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()], work)
+}
+
+/// The same with other signals as the wish to stop; those that are not named end this process.
+fn with_runtime_and<T>(stops: &[SignalKind], work: impl AsyncFnOnce(Cancel) -> Outcome<T>) -> Outcome<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().explain(|| "cannot start")?;
     let result = runtime.block_on(async {
         let cancel = Cancel::default();
-        watch_signals(cancel.clone())?;
+        watch_signals(stops, &cancel)?;
         work(cancel).await
     });
     runtime.shutdown_background();
     result
 }
 
-fn watch_signals(cancel: Cancel) -> Outcome<()> {
-    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        let mut stream = signal(kind).explain(|| "cannot watch for signals")?;
+fn watch_signals(kinds: &[SignalKind], cancel: &Cancel) -> Outcome<()> {
+    for kind in kinds {
+        let mut stream = signal(*kind).explain(|| "cannot watch for signals")?;
         let cancel = cancel.clone();
         tokio::spawn(async move {
             while stream.recv().await.is_some() {
@@ -384,6 +389,29 @@ fn config_hosts(global: &Global) -> Outcome<u8> {
     Ok(failure::DONE)
 }
 
+/// The configuration, for asking the daemon. One with errors still tells where the daemon is: a run must be cancelled, and the
+/// state be seen, whatever somebody has just written. With what is wrong, if something is.
+fn load_to_ask(global: &Global) -> Outcome<(Config, Option<Problem>)> {
+    let problem = match load(global) {
+        Ok(config) => return Ok((config, None)),
+        Err(problem) => problem,
+    };
+    let text = std::fs::read_to_string(&global.config).unwrap_or_default();
+    let table = text.parse::<toml::Table>().unwrap_or_default();
+    let mut set = Vec::new();
+    for key in ["state_dir", "socket"] {
+        if let Some(value) = table.get("daemon").and_then(|daemon| daemon.get(key)?.as_str()) {
+            set.push(format!("daemon.{key}={value}"));
+        }
+    }
+    set.extend(global.set.iter().filter(|flag| flag.starts_with("daemon.")).cloned());
+    let nowhere = Sources { file: PathBuf::from("/nonexistent/config.toml"), optional: true, set, env: Vec::new() };
+    match config::load(&nowhere) {
+        Ok(config) if config.daemon.socket.exists() => Ok((config, Some(problem))),
+        _ => Err(problem),
+    }
+}
+
 /// The configuration, for commands about what was done: that of a one-off run may have none, and its history in the account's
 /// own home.
 fn load_kept(global: &Global) -> Outcome<Config> {
@@ -460,7 +488,7 @@ fn recover_in(global: &Global, config: &Config, typed: &Typed) -> Outcome<u8> {
     start_logging(config);
     let store = Store::open(&config.daemon.state_dir)?;
     with_runtime(async |_| {
-        let recovered = recover::all(&config.daemon, &store, sinks(global), typed).await?;
+        let recovered = recover::all(&config.daemon, &store, sinks(global), typed, &Pulse::default()).await?;
         if global.json {
             out(&views::json(&recovered)?);
         } else if !global.quiet {

@@ -81,13 +81,21 @@ pub(super) fn stores(config: &Config) -> Vec<Store> {
     stores
 }
 
+/// What the daemon says; if it cannot be asked, the files are read.
+fn asked(config: &Config, request: Request) -> Option<Answer> {
+    ask::about(config, request).unwrap_or_else(|problem| {
+        terminal::say(&format!("warning: {problem}"));
+        None
+    })
+}
+
 /// A list, or a picture.
 pub(super) fn history(global: &Global, wanted: &Wanted, picture: bool) -> Outcome<u8> {
     let config = load_kept(global)?;
     let filter = wanted.filter()?;
     let mut rows = Vec::new();
     let mut files = stores(&config);
-    if let Some(Answer::History(theirs)) = ask::about(&config, Request::History(filter.clone()))? {
+    if let Some(Answer::History(theirs)) = asked(&config, Request::History(filter.clone())) {
         rows = theirs;
         // the same file; what is left are one-off runs of this account
         files.retain(|store| store.folder() != config.daemon.state_dir);
@@ -108,7 +116,7 @@ pub(super) fn history(global: &Global, wanted: &Wanted, picture: bool) -> Outcom
 /// One run.
 pub(super) fn show(global: &Global, run: &str) -> Outcome<u8> {
     let config = load_kept(global)?;
-    let mut found = match ask::about(&config, Request::Show { run: run.to_owned() })? {
+    let mut found = match asked(&config, Request::Show { run: run.to_owned() }) {
         Some(Answer::Shown(found)) => found.map(|found| *found),
         _ => None,
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Local, Utc};
 
 use super::args::Global;
-use super::{ask, load, out, terminal, views};
+use super::{ask, load_to_ask, out, terminal, views};
 use crate::config::Config;
 use crate::daemon::message::{Answer, Request};
 use crate::failure;
@@ -33,8 +33,10 @@ pub(super) fn run(global: &Global, how: How) -> Outcome<u8> {
     match how {
         How::Nagios(only, limits) => {
             // whatever goes wrong is an answer, too: monitoring knows no other exit codes
-            let (verdict, line) = match load(global).and_then(|config| Ok((get(&config)?, config))) {
-                Ok((_, config)) if only.as_ref().is_some_and(|name| config.refresh(name).is_none()) => {
+            let (verdict, line) = match load_to_ask(global).and_then(|(config, _)| Ok((get(&config)?, config))) {
+                Ok((status, _))
+                    if only.as_ref().is_some_and(|name| status.refreshes.iter().all(|r| r.refresh != *name)) =>
+                {
                     (Verdict::Unknown, format!("REFRESHD UNKNOWN - there is no refresh {:?}", only.unwrap_or_default()))
                 }
                 Ok((status, _)) => status::judge(&status, only.as_deref(), limits),
@@ -46,7 +48,10 @@ pub(super) fn run(global: &Global, how: How) -> Outcome<u8> {
             Ok(verdict as u8)
         }
         How::Person { watch } => {
-            let config = load(global)?;
+            let (config, broken) = load_to_ask(global)?;
+            if let Some(problem) = broken {
+                terminal::say(&format!("warning: {problem}"));
+            }
             loop {
                 let status = get(&config)?;
                 let text = if global.json { views::json(&status)? } else { text(&status) };

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::form::{cited, nearest};
 use super::model::{Config, Host, HostId, Refresh};
 use super::reader::Reader;
+use super::timing::CatchUp;
 use crate::instance::{Service, Target};
 use crate::route::Way;
 
@@ -143,6 +144,10 @@ fn order(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
         let hint = near.map(|near| format!("Did you mean `{near}`?"));
         reader.fail_absent(&key, format!("there is no refresh {}", cited(first)), hint);
         return;
+    }
+    if refresh.catch_up != CatchUp::No {
+        let hint = "Leave it out: what follows another refresh has no time of its own that it could miss.".to_owned();
+        reader.fail(&format!("refreshes.{}.catch_up", refresh.name), "this refresh follows another one", Some(hint));
     }
     if refresh.schedule.is_some() {
         let hint = "A refresh runs by a schedule or after another one; leave one of the two out.".to_owned();

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::Message;
 use super::message::{Answer, Greeting, MAX_LINE, PROTOCOL, WITHDRAW};
+use crate::account;
 use crate::problem::{Explain, Kind, Outcome, Problem};
 
 /// How long somebody may take to say what is wanted.
@@ -19,6 +20,9 @@ const GREETING: Duration = Duration::from_secs(10);
 
 /// How long somebody may take to read a line.
 const READING: Duration = Duration::from_secs(30);
+
+/// How long it may take to find out somebody's name.
+const NAMED: Duration = Duration::from_secs(2);
 
 /// Answers that may wait for a slow reader; who is slower than that is left.
 const ROOM: usize = 4096;
@@ -84,16 +88,18 @@ impl Control {
 }
 
 /// Who is at the other end.
-fn who(stream: &UnixStream) -> String {
+async fn who(stream: &UnixStream) -> String {
     let Ok(uid) = stream.peer_cred().map(|peer| peer.uid()) else { return "somebody".to_owned() };
-    match crate::account::of_uid(uid) {
-        Some(account) => format!("{} (uid {uid})", account.name),
-        None => format!("uid {uid}"),
+    // accounts may come over a network that hangs
+    let name = tokio::task::spawn_blocking(move || account::of_uid(uid));
+    match tokio::time::timeout(NAMED, name).await {
+        Ok(Ok(Some(account))) => format!("{} (uid {uid})", account.name),
+        _ => format!("uid {uid}"),
     }
 }
 
 async fn converse(stream: UnixStream, state_dir: &Path, main: &mpsc::UnboundedSender<Message>) -> std::io::Result<()> {
-    let who = who(&stream);
+    let who = who(&stream).await;
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader.take(MAX_LINE as u64)).lines();
     let Ok(Ok(Some(line))) = tokio::time::timeout(GREETING, lines.next_line()).await else { return Ok(()) };

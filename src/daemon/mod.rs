@@ -6,10 +6,12 @@
 mod alarm;
 pub mod client;
 mod control;
+mod listeners;
 mod live;
 pub mod message;
 mod queue;
 mod runs;
+mod schedules;
 mod service;
 mod timetable;
 mod view;
@@ -25,9 +27,10 @@ use tokio::sync::mpsc;
 
 use self::alarm::Alarm;
 use self::control::{Client, Control};
+use self::listeners::{Listener, Listeners};
 use self::live::Live;
 use self::message::{Answer, Greeting};
-use self::runs::{Ended, Running};
+use self::runs::{Ended, Running, Watched};
 use self::service::Service;
 use self::timetable::Timetable;
 use crate::config::{Config, OnBusy};
@@ -35,7 +38,7 @@ use crate::lock::{self, Taken};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::refresh;
 use crate::report::{Ending, Event, Stamped, Step};
-use crate::store::{Missed, ScheduleRow, Store};
+use crate::store::Store;
 
 pub use self::queue::{Entry, Origin, Work};
 
@@ -45,10 +48,13 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How long after a failed recovery it is tried again.
 const RECOVER_AGAIN: Duration = Duration::from_secs(60);
 
+/// The longest time between two tries: each is longer than the one before.
+const RECOVER_AT_LAST: Duration = Duration::from_secs(15 * 60);
+
 /// How long clients may take to read how their wishes ended, once the daemon is over.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// A run without any sign of life for this long hangs in a way that nothing in it notices.
+/// A run without any sign of life for this long, and for twice the silence that a host may keep, hangs in a way that nothing in it notices.
 const STUCK: Duration = Duration::from_secs(300);
 
 /// What the loop is told.
@@ -57,8 +63,8 @@ pub(crate) enum Message {
     Ring,
     /// Somebody asks.
     Asked(Box<(Greeting, Client)>),
-    /// What was asked for is withdrawn.
-    Withdrawn(u64),
+    /// A listener withdraws what it has asked for.
+    Withdrawn(u64, u64),
     /// Something happened in a run.
     Happened(u64, Box<Stamped>),
     /// A run is over.
@@ -78,8 +84,7 @@ pub type Load = Box<dyn Fn() -> Outcome<Config> + Send>;
 struct Waiting {
     entry: Entry,
     despite_blackout: bool,
-    no_wait: bool,
-    listeners: Vec<mpsc::Sender<Answer>>,
+    listeners: Listeners,
     told: String,
 }
 
@@ -97,6 +102,8 @@ struct Daemon {
     next_ticket: u64,
     recovering: bool,
     recover_at: Option<std::time::Instant>,
+    recover_after: Duration,
+    recovery: Watched,
     stopping: bool,
     since: DateTime<Utc>,
     reload_failed: Option<String>,
@@ -132,6 +139,8 @@ pub async fn serve(config: Config, load: Load) -> Outcome<()> {
         next_ticket: 1,
         recovering: false,
         recover_at: None,
+        recover_after: RECOVER_AGAIN,
+        recovery: Watched::default(),
         stopping: false,
         since: now,
         reload_failed: None,
@@ -160,6 +169,8 @@ pub async fn serve(config: Config, load: Load) -> Outcome<()> {
 /// Two daemons on one state folder would both follow its schedules.
 fn only_one(config: &Config) -> Outcome<lock::Lock> {
     let file = client::lock_file(&config.daemon.state_dir);
+    // a client may just be looking whether there is one
+    drop(lock::take_within(&file, Duration::from_secs(5))?);
     match lock::try_take(&file, &refresh::holder("daemon", "daemon"))? {
         Taken::Ours(lock) => Ok(lock),
         Taken::Theirs(holder) => {
@@ -197,12 +208,13 @@ impl Daemon {
         match message {
             Message::Ring => self.alarm.rang(),
             Message::Asked(asked) => self.asked(asked.0, asked.1),
-            Message::Withdrawn(ticket) => self.withdraw(ticket, "by who asked for it"),
-            Message::Happened(ticket, stamped) => self.happened(ticket, *stamped).await,
+            Message::Withdrawn(ticket, listener) => self.withdraw(ticket, listener),
+            Message::Happened(ticket, stamped) => self.happened(ticket, *stamped),
             Message::Ended(ticket, ended) => self.ended(ticket, *ended),
             Message::Recovered(clean) => {
                 self.recovering = false;
-                self.recover_at = (!clean).then(|| std::time::Instant::now() + RECOVER_AGAIN);
+                self.recover_at = (!clean).then(|| std::time::Instant::now() + self.recover_after);
+                self.recover_after = if clean { RECOVER_AGAIN } else { (self.recover_after * 2).min(RECOVER_AT_LAST) };
             }
             Message::Reload => {
                 let _ = self.reload();
@@ -233,7 +245,11 @@ impl Daemon {
         if self.recover_at.is_some_and(|at| at <= std::time::Instant::now()) && self.running.is_empty() {
             self.recover();
         }
-        let stuck: Vec<String> = self.running.values_mut().filter_map(|run| run.stuck(STUCK)).collect();
+        let limit = STUCK + 2 * self.config.daemon.host_timeout;
+        let mut stuck: Vec<String> = self.running.values_mut().filter_map(|run| run.stuck(limit)).collect();
+        if self.recovering && self.recovery.is_stuck(limit) {
+            stuck.push("recovery".to_owned());
+        }
         match stuck.first() {
             // the service manager will end this process; agents and guards put back, and recovery after the restart
             Some(name) => {
@@ -248,70 +264,15 @@ impl Daemon {
         }
     }
 
-    // --- schedules ---------------------------------------------------------------------------------------------------
-
-    fn due(&mut self, name: &str, verdict: timetable::Verdict) {
-        let missed = match &verdict {
-            timetable::Verdict::Run { .. } => None,
-            timetable::Verdict::Missed { planned, why } => Some(Missed { planned: *planned, why: why.clone() }),
-        };
-        // on disk first: a crash now must not make it run twice
-        self.keep(name, |row| row.missed = missed.clone().or_else(|| row.missed.take()));
-        match verdict {
-            timetable::Verdict::Run { planned, late } => {
-                if late {
-                    tracing::info!(refresh = name, %planned, "a missed run is made good");
-                }
-                let asked = Wish { no_wait: false, despite_blackout: false };
-                let work = Work::Refresh(name.to_owned());
-                if self.waiting.iter().any(|waiting| waiting.entry.work == work) {
-                    tracing::info!(refresh = name, "it waits already; nothing is added");
-                } else if let Err(problem) = self.enqueue(work, Origin::Schedule(planned), asked, None) {
-                    tracing::error!(refresh = name, %problem, "cannot begin");
-                }
-            }
-            timetable::Verdict::Missed { planned, why } => {
-                tracing::warn!(refresh = name, %planned, why, "a run was left out");
-            }
-        }
-    }
-
-    /// Changes what is remembered of a schedule.
-    fn keep(&self, name: &str, change: impl FnOnce(&mut ScheduleRow)) {
-        let kept = self.store.schedules().and_then(|mut rows| {
-            let mut row = rows.remove(name).unwrap_or_default();
-            if let Some((seen, schedule)) = self.timetable.seen(name) {
-                row.seen = Some(seen);
-                row.schedule = Some(schedule);
-            }
-            change(&mut row);
-            self.store.keep_schedule(name, &row)
-        });
-        if let Err(problem) = kept {
-            tracing::error!(refresh = name, %problem, "cannot remember the schedule");
-        }
-    }
-
-    /// Every schedule is on record, so that it is known later what was missed.
-    fn remember(&self) {
-        let names: Vec<String> = self.timetable.names().cloned().collect();
-        names.iter().for_each(|name| self.keep(name, |_| ()));
-    }
-
     // --- the queue ---------------------------------------------------------------------------------------------------
 
     /// Puts work in the queue; one that waits already is joined.
-    fn enqueue(
-        &mut self,
-        work: Work,
-        origin: Origin,
-        wish: Wish,
-        listener: Option<mpsc::Sender<Answer>>,
-    ) -> Outcome<u64> {
+    fn enqueue(&mut self, work: Work, origin: Origin, wish: Wish, listener: Option<Listener>) -> Outcome<u64> {
         if let Some(same) = self.waiting.iter_mut().find(|waiting| waiting.entry.work == work)
             && !wish.no_wait
         {
-            same.listeners.extend(listener);
+            same.listeners.join(listener);
+            same.despite_blackout |= wish.despite_blackout;
             same.told.clear();
             return Ok(same.entry.ticket);
         }
@@ -335,14 +296,12 @@ impl Daemon {
         self.next_ticket += 1;
         let on_busy = if wish.no_wait { OnBusy::Fail } else { on_busy };
         tracing::info!(work = %work, origin = %origin, "asked for");
-        let entry = Entry { ticket, work, origin, hosts, on_busy, patience, since: Utc::now() };
-        self.waiting.push_back(Waiting {
-            entry,
-            despite_blackout: wish.despite_blackout,
-            no_wait: wish.no_wait,
-            listeners: listener.into_iter().collect(),
-            told: String::new(),
-        });
+        let no_wait = wish.no_wait;
+        let entry = Entry { ticket, work, origin, hosts, on_busy, patience, no_wait, since: Utc::now() };
+        let mut listeners = Listeners::default();
+        listeners.join(listener);
+        let despite_blackout = wish.despite_blackout;
+        self.waiting.push_back(Waiting { entry, despite_blackout, listeners, told: String::new() });
         Ok(ticket)
     }
 
@@ -356,12 +315,16 @@ impl Daemon {
     fn admit(&mut self, now: DateTime<Utc>) {
         for (ticket, verdict) in self.judge(now) {
             let Some(at) = self.waiting.iter().position(|waiting| waiting.entry.ticket == ticket) else { continue };
+            let verdict = match verdict {
+                queue::Verdict::Begin => self.blackout(&self.waiting[at], now),
+                other => other,
+            };
             match verdict {
                 queue::Verdict::Wait(why) => {
                     let waiting = &mut self.waiting[at];
                     if waiting.told != why {
                         tracing::info!(work = %waiting.entry.work, why, "waits");
-                        tell(&mut waiting.listeners, &Answer::Note(format!("waiting for {why}")));
+                        waiting.listeners.tell(&Answer::Note(format!("waiting for {why}")));
                         waiting.told = why;
                     }
                 }
@@ -379,8 +342,29 @@ impl Daemon {
         }
     }
 
+    /// One that nobody has asked for and that comes into a blackout waits for its end, or is left out.
+    fn blackout(&self, waiting: &Waiting, now: DateTime<Utc>) -> queue::Verdict {
+        let Work::Refresh(name) = &waiting.entry.work else { return queue::Verdict::Begin };
+        let Some(refresh) = self.config.refresh(name).filter(|_| waiting.entry.origin.leads_on()) else {
+            return queue::Verdict::Begin;
+        };
+        match refresh.blackout.until(now).filter(|_| !waiting.despite_blackout) {
+            None => queue::Verdict::Begin,
+            Some(end) => {
+                let late = (end - waiting.entry.since).to_std().unwrap_or_default();
+                let text = format!("its blackout to end at {}", end.format("%Y-%m-%d %H:%M UTC"));
+                if refresh.catch_up.allows(late) { queue::Verdict::Wait(text) } else { queue::Verdict::GiveUp(text) }
+            }
+        }
+    }
+
     fn begin(&mut self, waiting: Waiting) {
-        let Waiting { entry, despite_blackout, no_wait, listeners, .. } = waiting;
+        let Waiting { entry, despite_blackout, listeners, .. } = waiting;
+        let no_wait = entry.no_wait;
+        // it is out of the queue: on disk it is dealt with before it begins, so that a crash never doubles it
+        if let (Work::Refresh(name), Origin::Schedule(_)) = (&entry.work, &entry.origin) {
+            self.keep(name, |_| ());
+        }
         self.live.begin(entry.ticket, entry.work.to_string(), entry.origin.to_string(), Utc::now());
         let wish = Wish { no_wait, despite_blackout };
         let run = runs::begin(entry, wish, listeners, self.config.clone(), self.store.clone(), &self.live, &self.main);
@@ -389,11 +373,14 @@ impl Daemon {
 
     /// It does not run; that is on record like any other end.
     fn give_up(&self, mut waiting: Waiting, why: &str) {
+        if let (Work::Refresh(name), Origin::Schedule(_)) = (&waiting.entry.work, &waiting.entry.origin) {
+            self.keep(name, |_| ());
+        }
         let skip = waiting.entry.on_busy == OnBusy::Skip;
         let ending = if skip { Ending::Skipped } else { Ending::Locked };
         let problem = Problem::new(Kind::Locked, format!("another run is in the way: {why}"));
         let answer = self.record(&waiting.entry, ending, problem);
-        tell(&mut waiting.listeners, &answer);
+        waiting.listeners.tell(&answer);
     }
 
     fn record(&self, entry: &Entry, ending: Ending, problem: Problem) -> Answer {
@@ -407,35 +394,42 @@ impl Daemon {
         }
     }
 
-    fn withdraw(&mut self, ticket: u64, why: &str) {
+    /// A listener no longer wants what it has asked for. What others want, or a schedule, goes on without it.
+    fn withdraw(&mut self, ticket: u64, id: u64) {
+        let alone = || Answer::Failed(Problem::cancelled());
         if let Some(at) = self.waiting.iter().position(|waiting| waiting.entry.ticket == ticket) {
-            // others may have joined: only when it is the only one's wish
-            if self.waiting[at].listeners.len() <= 1
-                && let Some(mut waiting) = self.waiting.remove(at)
-            {
-                tracing::info!(work = %waiting.entry.work, why, "withdrawn from the queue");
-                tell(&mut waiting.listeners, &Answer::Failed(Problem::cancelled()));
+            let waiting = &mut self.waiting[at];
+            waiting.listeners.leave(id, alone());
+            if !waiting.entry.origin.leads_on() && waiting.listeners.is_empty() {
+                tracing::info!(work = %waiting.entry.work, "withdrawn from the queue");
+                self.waiting.remove(at);
             }
-        } else if let Some(run) = self.running.get(&ticket) {
-            tracing::info!(work = %run.entry.work, why, "cancelled");
-            run.cancel.cancel();
+        } else if let Some(run) = self.running.get_mut(&ticket) {
+            if run.entry.origin.leads_on() || run.listeners.others_than(id) {
+                let goes_on = Problem::cancelled().cause("the run goes on: it is not yours alone");
+                let hint = "`mysql-refreshd cancel RUN` cancels it for everyone.";
+                run.listeners.leave(id, Answer::Failed(goes_on.hint(hint)));
+            } else {
+                tracing::info!(work = %run.entry.work, "cancelled by who asked for it");
+                run.cancel.cancel();
+            }
         }
     }
 
     // --- runs --------------------------------------------------------------------------------------------------------
 
-    async fn happened(&mut self, ticket: u64, stamped: Stamped) {
+    fn happened(&mut self, ticket: u64, stamped: Stamped) {
         let Some(run) = self.running.get_mut(&ticket) else { return };
         match &stamped.event {
             Event::RunStarted { source, .. } => run.source = source.clone(),
             Event::StepStarted { step: Step::Stop } => {
                 run.inhibitor =
-                    service::Inhibitor::take(&format!("the source {} is down for a refresh", run.source)).await;
+                    Some(service::Inhibitor::take(format!("the source {} is down for a refresh", run.source)));
             }
             Event::StepFinished { step: Step::Start, ok: true, .. } => run.inhibitor = None,
             _ => {}
         }
-        tell(&mut run.listeners, &Answer::Event(Box::new(stamped)));
+        run.listeners.tell(&Answer::Event(Box::new(stamped)));
     }
 
     fn ended(&mut self, ticket: u64, ended: Ended) {
@@ -451,8 +445,8 @@ impl Daemon {
                 }
                 Answer::Finished(Box::new(summary))
             }
-            // no run was begun; where nobody hears of it, the history does
-            Ended::Problem(problem) if run.listeners.is_empty() => {
+            // no run was begun; what nobody has asked for, or nobody hears of, is in the history
+            Ended::Problem(problem) if run.entry.origin.leads_on() || run.listeners.is_empty() => {
                 let ending = refused(&problem);
                 self.record(&run.entry, ending, problem)
             }
@@ -465,14 +459,19 @@ impl Daemon {
                 ))
             }
         };
-        tell(&mut run.listeners, &answer);
+        run.listeners.tell(&answer);
     }
 
     /// What follows a refresh that has ended well.
     fn lead_on(&mut self, work: &Work) {
         let Work::Refresh(first) = work else { return };
         let config = self.config.clone();
-        let paused = self.store.schedules().unwrap_or_default();
+        let paused = match self.store.schedules() {
+            Ok(rows) => rows,
+            Err(problem) => {
+                return tracing::error!(%problem, after = first, "nothing follows: who is paused cannot be told");
+            }
+        };
         let follows = |refresh: &&crate::config::Refresh| refresh.enabled && refresh.after.as_ref() == Some(first);
         for refresh in config.refreshes.values().filter(follows) {
             if paused.get(&refresh.name).is_some_and(|row| row.paused.is_some()) {
@@ -490,7 +489,8 @@ impl Daemon {
     fn recover(&mut self) {
         self.recovering = true;
         self.recover_at = None;
-        runs::recover(self.config.clone(), self.store.clone(), self.main.clone());
+        self.recovery = Watched::default();
+        runs::recover(self.config.clone(), self.store.clone(), self.recovery.pulse.clone(), self.main.clone());
     }
 
     fn stop(&mut self) {
@@ -502,8 +502,12 @@ impl Daemon {
         self.service.stopping();
         self.service.needs_longer();
         self.service.status("stopping: putting things back".to_owned());
+        // what a schedule has put there is on disk as not dealt with: the next daemon finds it
         for mut waiting in std::mem::take(&mut self.waiting) {
-            tell(&mut waiting.listeners, &Answer::Failed(Problem::cancelled().cause("the daemon is about to end")));
+            if waiting.entry.origin.leads_on() {
+                tracing::warn!(work = %waiting.entry.work, origin = %waiting.entry.origin, "it waited, and is not begun");
+            }
+            waiting.listeners.tell(&Answer::Failed(Problem::cancelled().cause("the daemon is about to end")));
         }
         self.running.values().for_each(|run| run.cancel.cancel());
     }
@@ -526,14 +530,4 @@ fn refused(problem: &Problem) -> Ending {
         Kind::Human => Ending::Human,
         Kind::Failed | Kind::Lost => Ending::Failed,
     }
-}
-
-/// Tells everyone who listens; who does not read is left.
-fn tell(listeners: &mut Vec<mpsc::Sender<Answer>>, answer: &Answer) {
-    let droppable = matches!(answer, Answer::Event(stamped) if matches!(stamped.event, Event::Progress { .. }));
-    listeners.retain(|listener| match listener.try_send(answer.clone()) {
-        Ok(()) => true,
-        Err(mpsc::error::TrySendError::Full(_)) => droppable,
-        Err(mpsc::error::TrySendError::Closed(_)) => false,
-    });
 }

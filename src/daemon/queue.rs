@@ -76,6 +76,8 @@ pub struct Entry {
     pub on_busy: OnBusy,
     /// How long to wait for them.
     pub patience: Duration,
+    /// Not to wait for anything.
+    pub no_wait: bool,
     /// Since when it waits or runs.
     pub since: DateTime<Utc>,
 }
@@ -109,7 +111,7 @@ pub struct Now {
     pub recovering: bool,
 }
 
-/// Judges the first entry of `waiting` that does not simply wait; with its place. The order is kept between those that need
+/// Judges every entry of `waiting`. The order is kept between those that need
 /// the same host: nobody overtakes, nobody starves.
 pub fn judge<'a>(waiting: &'a [Entry], running: &[&Entry], now: Now) -> Vec<(&'a Entry, Verdict)> {
     let mut begun: Vec<&Entry> = running.to_vec();
@@ -136,22 +138,25 @@ fn one(entry: &Entry, running: &[&Entry], before: &[&Entry], now: Now) -> Verdic
             false => format!("{}, which has {}", other.work, shared.join(", ")),
         }
     };
+    let over = (now.at - entry.since).to_std().is_ok_and(|waited| waited >= entry.patience);
+    let contended = |by: String| match entry.on_busy {
+        OnBusy::Wait if over => Verdict::GiveUp(format!("it waited for {by} for as long as it may")),
+        OnBusy::Wait => Verdict::Wait(by),
+        OnBusy::Skip | OnBusy::Fail => Verdict::GiveUp(by),
+    };
     if let Some(other) = running.iter().find(in_the_way) {
-        let over = (now.at - entry.since).to_std().is_ok_and(|waited| waited >= entry.patience);
-        return match entry.on_busy {
-            OnBusy::Wait if over => Verdict::GiveUp(format!("it waited for {} for as long as it may", what(other))),
-            OnBusy::Wait => Verdict::Wait(what(other)),
-            OnBusy::Skip | OnBusy::Fail => Verdict::GiveUp(what(other)),
-        };
+        return contended(what(other));
     }
     if let Some(other) = before.iter().find(in_the_way) {
-        return Verdict::Wait(format!("{}, which waits before it", other.work));
+        return contended(format!("{}, which waits before it", other.work));
     }
+    // no contention: only who will not wait at all minds
+    let delayed = |by: String| if entry.no_wait { Verdict::GiveUp(by) } else { Verdict::Wait(by) };
     if now.recovering {
-        return Verdict::Wait("interrupted runs to be put back".to_owned());
+        return delayed("interrupted runs to be put back".to_owned());
     }
     if running.len() >= now.max_runs {
-        return Verdict::Wait(format!("one of {} runs to end (`max_runs` of [daemon])", running.len()));
+        return delayed(format!("one of {} runs to end (`max_runs` of [daemon])", running.len()));
     }
     Verdict::Begin
 }
@@ -168,6 +173,7 @@ mod tests {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             on_busy: OnBusy::Wait,
             patience: Duration::from_secs(60),
+            no_wait: false,
             since: DateTime::UNIX_EPOCH,
         }
     }
@@ -227,6 +233,12 @@ mod tests {
             // the number of runs is no contention
             let (c, d) = (entry(3, "c", &["x/1"]), entry(4, "d", &["x/2"]));
             assert!(words(std::slice::from_ref(&b), &[&c, &d], now(0))[0].starts_with("wait: one of 2 runs"));
+            let mut e = entry(5, "e", &["x/3"]);
+            e.no_wait = true;
+            assert!(words(&[e], &[&c, &d], now(0))[0].starts_with("give up: one of 2 runs"), "who will not wait");
+            let first = entry(6, "first", &["prod/db1"]);
+            let two = [first, b.clone()];
+            assert_eq!(words(&two, &[&c, &d], now(0))[1], "give up: first, which waits before it");
         }
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use super::listeners::Listeners;
 use super::live::Live;
-use super::message::Answer;
 use super::queue::{Entry, Work};
 use super::service::Inhibitor;
 use super::{Message, Wish};
@@ -28,13 +28,36 @@ pub struct Running {
     /// The wish to stop.
     pub cancel: Cancel,
     /// Who listens.
-    pub listeners: Vec<mpsc::Sender<Answer>>,
+    pub listeners: Listeners,
     /// Its source, once it is told.
     pub source: String,
     /// Held while the source is down.
     pub inhibitor: Option<Inhibitor>,
-    pulse: Pulse,
+    watched: Watched,
+}
+
+/// Something that gives signs of life.
+pub struct Watched {
+    /// They.
+    pub pulse: Pulse,
     seen: (u64, Instant),
+}
+
+impl Default for Watched {
+    fn default() -> Self {
+        Self { pulse: Pulse::default(), seen: (0, Instant::now()) }
+    }
+}
+
+impl Watched {
+    /// Whether there was none for so long.
+    pub fn is_stuck(&mut self, limit: Duration) -> bool {
+        let count = self.pulse.count();
+        if count != self.seen.0 {
+            self.seen = (count, Instant::now());
+        }
+        self.seen.1.elapsed() > limit
+    }
 }
 
 /// How a run ended.
@@ -50,11 +73,7 @@ pub enum Ended {
 impl Running {
     /// Its name, if nothing was heard of it for so long.
     pub fn stuck(&mut self, limit: Duration) -> Option<String> {
-        let count = self.pulse.count();
-        if count != self.seen.0 {
-            self.seen = (count, Instant::now());
-        }
-        (self.seen.1.elapsed() > limit).then(|| self.entry.work.to_string())
+        self.watched.is_stuck(limit).then(|| self.entry.work.to_string())
     }
 }
 
@@ -62,13 +81,13 @@ impl Running {
 pub(super) fn begin(
     entry: Entry,
     wish: Wish,
-    listeners: Vec<mpsc::Sender<Answer>>,
+    listeners: Listeners,
     config: Arc<Config>,
     store: Store,
     live: &Live,
     main: &mpsc::UnboundedSender<Message>,
 ) -> Running {
-    let (cancel, pulse, ticket) = (Cancel::default(), Pulse::default(), entry.ticket);
+    let (cancel, watched, ticket) = (Cancel::default(), Watched::default(), entry.ticket);
     let (heard, told) = (live.clone(), main.clone());
     let watch: Sink = Arc::new(move |stamped: &Stamped| {
         heard.hear(ticket, stamped);
@@ -76,7 +95,7 @@ pub(super) fn begin(
     });
     let sinks: Vec<Sink> = vec![Arc::new(logging::log), watch];
     let work = entry.work.clone();
-    let (stop, beats, main) = (cancel.clone(), pulse.clone(), main.clone());
+    let (stop, beats, main) = (cancel.clone(), watched.pulse.clone(), main.clone());
     let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {
         let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -101,7 +120,7 @@ pub(super) fn begin(
         };
         let _ = main.send(Message::Ended(ticket, Box::new(ended)));
     });
-    Running { entry, cancel, listeners, source: String::new(), inhibitor: None, pulse, seen: (0, Instant::now()) }
+    Running { entry, cancel, listeners, source: String::new(), inhibitor: None, watched }
 }
 
 async fn do_it(job: Job<'_>, config: &Config, work: &Work) -> Outcome<Summary> {
@@ -115,7 +134,7 @@ async fn do_it(job: Job<'_>, config: &Config, work: &Work) -> Outcome<Summary> {
 }
 
 /// Puts back what interrupted runs have left, and says whether something is still left.
-pub(super) fn recover(config: Arc<Config>, store: Store, main: mpsc::UnboundedSender<Message>) {
+pub(super) fn recover(config: Arc<Config>, store: Store, pulse: Pulse, main: mpsc::UnboundedSender<Message>) {
     let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {
         let sinks: Vec<Sink> = vec![Arc::new(|stamped: &Stamped| {
@@ -124,7 +143,7 @@ pub(super) fn recover(config: Arc<Config>, store: Store, main: mpsc::UnboundedSe
             }
         })];
         let all = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            runtime.block_on(recover::all(&config.daemon, &store, sinks, &Typed::default()))
+            runtime.block_on(recover::all(&config.daemon, &store, sinks, &Typed::default(), &pulse))
         }));
         let clean = match all {
             Ok(Ok(runs)) => runs.iter().all(|run| run.left.is_empty()),

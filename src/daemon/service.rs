@@ -6,7 +6,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::oneshot;
 
 /// How much longer a stop may take, each time it is said again.
 const LONGER: Duration = Duration::from_secs(60);
@@ -92,34 +94,51 @@ impl Service {
     }
 }
 
-/// A lock against shutdown of this machine. It goes when this is dropped or this process dies: the child that holds it
-/// reads a pipe of ours.
+/// A lock against shutdown of this machine, for as long as this lives; it goes with this process, too: the child that holds it reads
+/// a pipe of ours. Taken in the background, since whoever grants it may take its time.
 pub struct Inhibitor {
-    _child: Child,
-    _pipe: ChildStdin,
+    _release: oneshot::Sender<()>,
 }
 
 impl Inhibitor {
-    /// Takes it; where an account may not forbid a shutdown, it may still delay one. None: there is nobody to ask.
-    pub async fn take(why: &str) -> Option<Self> {
-        for mode in ["block", "delay"] {
-            let mut command = Command::new("systemd-inhibit");
-            // one thing: logind of systemd 252 refuses an ordinary account several at once, even where it may each of them
-            command.args(["--what=shutdown", "--who=mysql-refreshd"]);
-            command.arg(format!("--why={why}")).arg(format!("--mode={mode}")).arg("cat");
-            // what the service manager has told this process is not for a child
-            command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
-            command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-            let mut child = command.spawn().ok()?;
-            // out of the child's hands: waiting for it would close it
-            let pipe = child.stdin.take()?;
-            // one that is refused ends at once
-            if tokio::time::timeout(Duration::from_millis(500), child.wait()).await.is_err() {
-                tracing::debug!(mode, why, "shutdown is inhibited");
-                return Some(Self { _child: child, _pipe: pipe });
-            }
-        }
-        tracing::info!("this account may not inhibit a shutdown of this machine");
-        None
+    /// Begins to take it.
+    pub fn take(why: String) -> Self {
+        let (release, released) = oneshot::channel::<()>();
+        tokio::spawn(async move {
+            let held = inhibit(&why).await;
+            // an error: the other end is gone
+            let _ = released.await;
+            drop(held);
+        });
+        Self { _release: release }
     }
+}
+
+/// How long it may take until it is granted or refused.
+const GRANTED: Duration = Duration::from_secs(30);
+
+/// Where an account may not forbid a shutdown, it may still delay one. None: neither, or there is nobody to ask.
+async fn inhibit(why: &str) -> Option<(Child, ChildStdin)> {
+    for mode in ["block", "delay"] {
+        let mut command = Command::new("systemd-inhibit");
+        // one thing: logind of systemd 252 refuses an ordinary account several at once, even where it may each of them
+        command.args(["--what=shutdown", "--who=mysql-refreshd"]);
+        command.arg(format!("--why={why}")).arg(format!("--mode={mode}")).args(["sh", "-c", "echo held; exec cat"]);
+        // what the service manager has told this process is not for a child
+        command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+        let mut child = command.spawn().ok()?;
+        // out of the child's hands: waiting for it would close it
+        let (pipe, mut says) = (child.stdin.take()?, child.stdout.take()?);
+        let mut held = [0; 4];
+        if let Ok(Ok(_)) = tokio::time::timeout(GRANTED, says.read_exact(&mut held)).await {
+            tracing::debug!(mode, why, "shutdown is inhibited");
+            return Some((child, pipe));
+        }
+        drop(pipe);
+        let _ = child.start_kill();
+        let _ = tokio::time::timeout(GRANTED, child.wait()).await;
+    }
+    tracing::info!("this account may not inhibit a shutdown of this machine");
+    None
 }

@@ -3,11 +3,10 @@
 use chrono::{DateTime, Utc};
 
 use super::{Daemon, Waiting};
-use crate::problem::Outcome;
-use crate::status::{self, DaemonState, QueueState, Status, View};
+use crate::status::{self, DaemonState, QueueState, View};
 
 impl Daemon {
-    pub(super) fn view(&self) -> Outcome<Status> {
+    pub(super) fn view(&self) -> View {
         let now = Utc::now();
         let next = |name: &String| Some((name.clone(), self.timetable.next(name, now)?));
         let waits = |waiting: &Waiting| QueueState {
@@ -16,7 +15,7 @@ impl Daemon {
             since: waiting.entry.since,
             waits_for: waiting.told.clone(),
         };
-        let view = View {
+        View {
             daemon: DaemonState {
                 pid: std::process::id(),
                 since: self.since,
@@ -28,8 +27,7 @@ impl Daemon {
             next: self.timetable.names().filter_map(next).collect(),
             running: self.live.states(),
             queue: self.waiting.iter().map(waits).collect(),
-        };
-        status::build(&self.config, Some(&self.store), Some(view), now)
+        }
     }
 
     /// For `systemctl status`.

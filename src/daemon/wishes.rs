@@ -7,12 +7,17 @@ use chrono::Utc;
 use tokio::sync::mpsc;
 
 use super::control::Client;
+use super::listeners::Listener;
 use super::message::{Answer, Greeting, Request};
 use super::queue::{Entry, Origin, Work};
 use super::timetable::Timetable;
-use super::{Daemon, Message, Waiting, Wish, client, tell};
+use super::{Daemon, Message, Waiting, Wish, client};
 use crate::problem::{Kind, Outcome, Problem};
-use crate::store::Paused;
+use crate::status;
+use crate::store::{Paused, Store};
+
+/// Rows of the history that a client gets at most.
+const MOST_ROWS: u32 = 10_000;
 
 impl Daemon {
     pub(super) fn asked(&mut self, greeting: Greeting, client: Client) {
@@ -28,16 +33,21 @@ impl Daemon {
                 ));
             }
             Request::Do { work, no_wait, despite_blackout } => {
+                // what is about to be overwritten is decided by one configuration: the one that the person sees
                 if greeting.configuration != client::fingerprint(&self.config) {
-                    say(Answer::Note(
-                        "warning: the daemon's configuration is not the one you see now; `systemctl reload mysql-refreshd` \
-                         makes it read the files again"
-                            .to_owned(),
-                    ));
+                    let what =
+                        "the daemon's configuration is not the one you see: files, MYSQL_REFRESHD_… or --set differ";
+                    return say(Answer::Failed(Problem::new(Kind::Usage, what).hint(
+                        "After a change of the files: mysql-refreshd reload. What is only in your environment or in --set \
+                         works without a daemon.",
+                    )));
                 }
                 let wish = Wish { no_wait, despite_blackout };
-                match self.enqueue(work, Origin::Person(who), wish, Some(answers.clone())) {
-                    Ok(ticket) => self.until_withdrawn(ticket, withdrawn),
+                let listener = Listener { id: self.next_ticket, answers: answers.clone() };
+                self.next_ticket += 1;
+                let id = listener.id;
+                match self.enqueue(work, Origin::Person(who), wish, Some(listener)) {
+                    Ok(ticket) => self.until_withdrawn(ticket, id, withdrawn),
                     Err(problem) => say(Answer::Failed(problem)),
                 }
             }
@@ -45,33 +55,63 @@ impl Daemon {
             Request::Pause { refresh } => say(done(self.pause(&refresh, Some(who)))),
             Request::Resume { refresh } => say(done(self.pause(&refresh, None))),
             Request::Reload => say(done(self.reload())),
-            Request::Status => say(match self.view() {
-                Ok(status) => Answer::Status(Box::new(status)),
-                Err(problem) => Answer::Failed(problem),
-            }),
-            Request::History(filter) => say(self.store.history(&filter).map_or_else(Answer::Failed, Answer::History)),
+            Request::Status => {
+                let (config, view) = (self.config.clone(), self.view());
+                self.look(answers, move |store| {
+                    let status = status::build(&config, Some(store), Some(view), Utc::now())?;
+                    Ok(Answer::Status(Box::new(status)))
+                });
+            }
+            Request::History(mut filter) => {
+                filter.limit = filter.limit.min(MOST_ROWS);
+                self.look(answers, move |store| store.history(&filter).map(Answer::History));
+            }
             Request::Show { run } => {
-                say(self.store.show(&run).map_or_else(Answer::Failed, |found| Answer::Shown(found.map(Box::new))));
+                self.look(answers, move |store| Ok(Answer::Shown(store.show(&run)?.map(Box::new))));
             }
         }
     }
 
-    fn until_withdrawn(&self, ticket: u64, mut withdrawn: mpsc::UnboundedReceiver<()>) {
+    /// Looks something up in the history, on a thread and a connection of its own: neither this loop nor a run's journal waits
+    /// for whoever is curious.
+    fn look(&self, answers: mpsc::Sender<Answer>, work: impl FnOnce(&Store) -> Outcome<Answer> + Send + 'static) {
+        let folder = self.store.folder().to_owned();
+        tokio::task::spawn_blocking(move || {
+            let answer = Store::open(&folder).and_then(|store| work(&store));
+            let _ = answers.try_send(answer.unwrap_or_else(Answer::Failed));
+        });
+    }
+
+    fn until_withdrawn(&self, ticket: u64, listener: u64, mut withdrawn: mpsc::UnboundedReceiver<()>) {
         let main = self.main.clone();
         tokio::spawn(async move {
             while withdrawn.recv().await.is_some() {
-                let _ = main.send(Message::Withdrawn(ticket));
+                let _ = main.send(Message::Withdrawn(ticket, listener));
             }
         });
     }
 
+    /// A run by its id, or what waits by its name.
     fn cancel(&mut self, run: &str, who: &str) -> Outcome<String> {
+        if let Some(at) = self.waiting.iter().position(|waiting| waiting.entry.work.to_string() == run)
+            && let Some(mut waiting) = self.waiting.remove(at)
+        {
+            tracing::info!(work = %waiting.entry.work, by = who, "taken out of the queue");
+            if waiting.entry.origin.leads_on() {
+                self.keep(run, |_| ());
+            }
+            waiting.listeners.tell(&Answer::Failed(Problem::cancelled().cause(format!("by {who}"))));
+            return Ok(format!("{run} waits no more"));
+        }
         let ticket = self.running.keys().copied().find(|ticket| self.live.run_of(*ticket).as_deref() == Some(run));
         let Some(ticket) = ticket else {
             return Err(Problem::new(Kind::Usage, format!("no run {run:?} is under way here"))
                 .hint("`mysql-refreshd status` shows what is under way."));
         };
-        self.withdraw(ticket, &format!("by {who}"));
+        if let Some(running) = self.running.get(&ticket) {
+            tracing::info!(work = %running.entry.work, run, by = who, "cancelled");
+            running.cancel.cancel();
+        }
         Ok(format!("run {run} is cancelled: everything is being put back"))
     }
 
@@ -101,6 +141,11 @@ impl Daemon {
             }
         };
         self.timetable.pause(name, by.is_some(), now);
+        if by.is_some() {
+            // what somebody has asked for stays
+            let own = Work::Refresh(name.to_owned());
+            self.waiting.retain(|waiting| waiting.entry.work != own || !waiting.entry.origin.leads_on());
+        }
         row.paused = by.map(|by| Paused { since: now, by });
         if let Some((seen, schedule)) = self.timetable.seen(name) {
             row.seen = Some(seen);
@@ -134,21 +179,25 @@ impl Daemon {
         }
         let mut timetable = Timetable::new(config.refreshes.values(), &self.store.schedules()?, Utc::now());
         timetable.inherit(&self.timetable);
+        for waiting in &self.waiting {
+            if let (Work::Refresh(name), Origin::Schedule(planned)) = (&waiting.entry.work, &waiting.entry.origin) {
+                timetable.pass(name, *planned);
+            }
+        }
         self.timetable = timetable;
         self.config = Arc::new(config);
         self.remember();
         // what waits is judged by what is in force when it begins
         let gone = |waiting: &Waiting| match &waiting.entry.work {
-            Work::Refresh(name) => self.config.refresh(name).is_none(),
+            Work::Refresh(name) => {
+                self.config.refresh(name).is_none_or(|refresh| waiting.entry.origin.leads_on() && !refresh.enabled)
+            }
             Work::Rollback(host) => self.config.host(host).is_none(),
         };
         let (gone, stay): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.waiting).into_iter().partition(gone);
         self.waiting = stay;
         for mut waiting in gone {
-            tell(
-                &mut waiting.listeners,
-                &Answer::Failed(Problem::new(Kind::Usage, "it is no longer in the configuration")),
-            );
+            waiting.listeners.tell(&Answer::Failed(Problem::new(Kind::Usage, "it is no longer in the configuration")));
         }
         for waiting in &mut self.waiting {
             if let Work::Refresh(name) = &waiting.entry.work

@@ -68,6 +68,12 @@ struct Limits {
     despite_blackout: bool,
 }
 
+impl Limits {
+    fn may_go_on(self, refresh: &Refresh) -> Outcome<()> {
+        if self.despite_blackout { Ok(()) } else { outside_blackout(refresh) }
+    }
+}
+
 /// A refresh does not begin, and stops no source, in its blackout windows.
 fn outside_blackout(refresh: &Refresh) -> Outcome<()> {
     let Some(end) = refresh.blackout.until(chrono::Utc::now()) else { return Ok(()) };
@@ -124,7 +130,15 @@ pub async fn run(job: Job<'_>, refresh: &Refresh) -> Outcome<Summary> {
         outside_blackout(refresh)?;
     }
     let descriptions = descriptions(job.config, refresh)?;
-    recover::abandoned(&job.config.daemon, &job.store, job.sinks.clone(), &descriptions.names(), &job.typed).await?;
+    recover::abandoned(
+        &job.config.daemon,
+        &job.store,
+        job.sinks.clone(),
+        &descriptions.names(),
+        &job.typed,
+        &job.pulse,
+    )
+    .await?;
     let (id, begun) = (new_id(), Instant::now());
     let mut sinks = job.sinks;
     let store = job.store.clone();
@@ -194,6 +208,8 @@ async fn pipeline(
 
     let facts = run
         .step(Step::Preflight, async {
+            // it may have waited for its locks for hours
+            limits.may_go_on(refresh)?;
             let facts = preflight::gather(hosts).await?;
             let verdict = preflight::judge(config, refresh, hosts, &facts);
             verdict.warnings.iter().for_each(|warning| report.warn("", warning));
@@ -218,6 +234,7 @@ async fn pipeline(
 
     let (runtime, undrain) = run
         .step(Step::Drain, async {
+            limits.may_go_on(refresh)?;
             let runtime = hosts.source()?.record_runtime().await?;
             let undrain = run.arm(Undo::Undrain { host: source.clone(), runtime: runtime.clone() })?;
             let drained = hosts.source()?.drain(drain_options(refresh)).await?;
@@ -239,10 +256,7 @@ async fn pipeline(
 
     let guard = run
         .step(Step::Guard, async {
-            // it may have waited for hours
-            if !limits.despite_blackout {
-                outside_blackout(refresh)?;
-            }
+            limits.may_go_on(refresh)?;
             let guard = run.arm(Undo::DisarmGuard { host: source.clone() })?;
             let lease = config.daemon.host_timeout.as_secs().max(5);
             hosts.source()?.arm_guard(policy.max_outage.as_secs().max(1), lease).await?;

@@ -25,13 +25,20 @@ pub struct Recovered {
 }
 
 /// Puts back all interrupted runs.
-pub async fn all(daemon: &Daemon, store: &Store, sinks: Vec<Sink>, typed: &Typed) -> Outcome<Vec<Recovered>> {
+pub async fn all(
+    daemon: &Daemon,
+    store: &Store,
+    sinks: Vec<Sink>,
+    typed: &Typed,
+    pulse: &Pulse,
+) -> Outcome<Vec<Recovered>> {
     let mut results = Vec::new();
     for (run, refresh, hosts) in store.interrupted()? {
         let Some(_alive) = store.take_over(&run)? else { continue };
         // one that cannot be recovered must not keep the others from it: they may have a source that is down
-        let left =
-            one(daemon, store, (&run, &refresh, &hosts), &sinks, typed).await.unwrap_or_else(|problem| vec![problem]);
+        let left = one(daemon, store, (&run, &refresh, &hosts), &sinks, typed, pulse)
+            .await
+            .unwrap_or_else(|problem| vec![problem]);
         let names = serde_json::from_str::<Descriptions>(&hosts).map(|d| d.names()).unwrap_or_default();
         results.push(Recovered { run, refresh, hosts: names, left });
     }
@@ -45,9 +52,10 @@ pub async fn abandoned(
     sinks: Vec<Sink>,
     hosts: &[String],
     typed: &Typed,
+    pulse: &Pulse,
 ) -> Outcome<()> {
     let concerns = |r: &Recovered| r.hosts.is_empty() || r.hosts.iter().any(|h| hosts.contains(h));
-    let stuck = all(daemon, store, sinks, typed).await?.into_iter().find(|r| !r.left.is_empty() && concerns(r));
+    let stuck = all(daemon, store, sinks, typed, pulse).await?.into_iter().find(|r| !r.left.is_empty() && concerns(r));
     let Some(stuck) = stuck else { return Ok(()) };
     let mut problem = Problem::new(
         Kind::Human,
@@ -70,13 +78,14 @@ async fn one(
     (id, refresh, hosts): (&str, &str, &str),
     sinks: &[Sink],
     typed: &Typed,
+    pulse: &Pulse,
 ) -> Outcome<Vec<Problem>> {
     let descriptions: Descriptions =
         serde_json::from_str(hosts).explain(|| format!("the journal of run {id} is not understood"))?;
     let mut sinks = sinks.to_vec();
     let history = store.clone();
     sinks.insert(0, std::sync::Arc::new(move |event| history.keep(event)));
-    let report = Reporter::new(id, sinks, Pulse::default());
+    let report = Reporter::new(id, sinks, pulse.clone());
     report.note("", "recovering this interrupted run");
     let holder = super::holder(id, refresh);
     let report_end = report.clone();

@@ -23,7 +23,7 @@ pub async fn run(job: Job<'_>, id: &HostId) -> Outcome<Summary> {
         return Err(Problem::new(Kind::Usage, format!("{id} is not a destination of any refresh"))
             .hint("Only destinations have a previous generation."));
     }
-    recover::abandoned(&config.daemon, &store, sinks.clone(), &[id.to_string()], &typed).await?;
+    recover::abandoned(&config.daemon, &store, sinks.clone(), &[id.to_string()], &typed, &pulse).await?;
     let begun = Instant::now();
     let run_id = new_id();
     let name = format!("rollback of {id}");

@@ -77,7 +77,9 @@ fn a_service_with_its_schedule_its_rights_and_its_timer() {
     // who may ask
     operator.does("sudo useradd -G mysql-refreshd alice; sudo useradd bob").expect(0);
     by(&operator, "bob", "--now nightly").expect(4).says(&["you may not use the daemon's socket", "mysql-refreshd"]);
-    by(&operator, "bob", "status --nagios").expect(2).says(&["REFRESHD CRITICAL", "no daemon runs"]);
+    by(&operator, "bob", "status --nagios")
+        .expect(3)
+        .says(&["REFRESHD UNKNOWN", "you may not use the daemon's socket"]);
     by(&operator, "alice", "--now nightly").expect(0).says(&["nightly: done in"]);
     let why = ctl.sh("journalctl -u mysql-refreshd -o cat --no-pager | grep -c 'asked for' || true");
     assert_ne!(why, "0");

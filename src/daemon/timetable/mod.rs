@@ -13,8 +13,12 @@ use crate::store::ScheduleRow;
 /// An occurrence that is noticed later than this was missed: the daemon was down, or the machine slept.
 const ON_TIME: TimeDelta = TimeDelta::seconds(90);
 
-/// A clock that has gone back by more than this was wrong before: what it had passed then does not count.
+/// A clock that is behind what was dealt with by more than this is wrong now, or was wrong then.
 const GONE_BACK: TimeDelta = TimeDelta::hours(1);
+
+/// If it stays behind for so long it was wrong then: what it had passed does not count. A machine that boots with a wrong clock sets it
+/// sooner than that.
+const BELIEVED: TimeDelta = TimeDelta::minutes(15);
 
 /// More missed occurrences than this are not counted one by one.
 const MANY: usize = 2000;
@@ -55,6 +59,8 @@ struct Row {
     /// One that waits for the end of a blackout.
     owed: Option<DateTime<Utc>>,
     paused: bool,
+    /// Since when the clock has been behind `seen`.
+    behind: Option<DateTime<Utc>>,
 }
 
 impl Timetable {
@@ -77,6 +83,7 @@ impl Timetable {
                 seen: known.seen.filter(|_| same).unwrap_or(now),
                 owed: None,
                 paused: known.paused.is_some(),
+                behind: None,
             };
             Some((refresh.name.clone(), row))
         };
@@ -104,6 +111,13 @@ impl Timetable {
     /// The names of all refreshes with a schedule.
     pub fn names(&self) -> impl Iterator<Item = &String> {
         self.rows.keys()
+    }
+
+    /// Occurrences of a refresh up to this one have been dealt with elsewhere.
+    pub fn pass(&mut self, name: &str, planned: DateTime<Utc>) {
+        if let Some(row) = self.rows.get_mut(name) {
+            row.seen = row.seen.max(planned);
+        }
     }
 
     /// Follows a schedule no more, or again: what comes round meanwhile is not made good.
@@ -145,7 +159,15 @@ impl Row {
 
     fn due(&mut self, name: &str, now: DateTime<Utc>) -> Option<Verdict> {
         if self.seen > now + GONE_BACK {
-            self.seen = now;
+            // a clock that goes back once more begins the wait anew
+            let since = *self.behind.get_or_insert(now);
+            self.behind = Some(since.min(now));
+            if now - since >= BELIEVED {
+                self.seen = now;
+                self.behind = None;
+            }
+        } else {
+            self.behind = None;
         }
         if self.paused {
             return None;

@@ -158,8 +158,15 @@ fn a_clock_that_is_set_never_begins_a_run_twice() {
     assert!(table.due(at("2027-01-01T02:30:30Z")).is_empty());
     // years ahead by mistake, and back: the schedule goes on
     assert_eq!(table.due(at("2033-01-01T12:00:00Z")).len(), 1);
-    assert!(table.due(at("2027-01-01T03:00:00Z")).is_empty());
+    for now in ["2027-01-01T03:00:00Z", "2027-01-01T03:10:00Z", "2027-01-01T03:16:00Z"] {
+        assert!(table.due(at(now)).is_empty());
+    }
     assert_eq!(table.due(at("2027-01-02T02:30:00Z")).len(), 1);
+    // a machine that boots with a clock two hours behind, and sets it
+    assert!(table.due(at("2027-01-02T00:30:00Z")).is_empty());
+    assert!(table.due(at("2027-01-02T00:35:00Z")).is_empty());
+    assert!(table.due(at("2027-01-02T02:40:00Z")).is_empty());
+    assert_eq!(table.due(at("2027-01-03T02:30:00Z")).len(), 1);
 }
 
 #[test]
