@@ -384,3 +384,86 @@ fn the_last_line_survives_an_abort() {
         world.recover().expect(0);
     }
 }
+
+/// A world where `other` waits by its schedule for `nightly`, which takes its time.
+fn one_waits_by_schedule() -> (World, Running, Running) {
+    let world = World::new();
+    world.set("refreshes.other.source", "\"prod\"").set("refreshes.other.destinations", "[\"rnd\"]");
+    world.set("refreshes.other.space_reserve", "\"1MiB\"").set("refreshes.other.schedule", &once_in(7));
+    let daemon = start_with(&world, world.call(&["daemon"]).fault("controller:copy:before=sleep:9000"));
+    let first = world.refresh().spawn();
+    wait_for("the other waits", Duration::from_secs(30), || status(&world)["queue"][0]["refresh"] == "other");
+    (world, daemon, first)
+}
+
+#[test]
+fn what_a_schedule_wants_is_not_taken_away_by_a_person_who_leaves() {
+    let (world, daemon, first) = one_waits_by_schedule();
+    let joined = world.call(&["--now", "other"]).spawn();
+    wait_for("it is told", Duration::from_secs(10), || joined.so_far().contains("waiting for nightly"));
+    signal(joined.pid(), "-INT");
+    joined.wait().expect(130);
+    assert_eq!(status(&world)["queue"][0]["refresh"], "other");
+    // somebody who will not wait does not
+    world.call(&["--now", "other", "--no-wait"]).run().expect(3);
+    // and a pause means it
+    world.call(&["pause", "other"]).run().expect(0);
+    assert_eq!(status(&world)["queue"].as_array().map(Vec::len), Some(0));
+    first.wait().expect(0);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(endings(&world, "other"), ["locked"]);
+    stop(daemon);
+}
+
+#[test]
+fn what_waits_is_not_forgotten_by_a_restart() {
+    let (world, daemon, first) = one_waits_by_schedule();
+    stop(daemon);
+    first.wait().expect(130);
+    assert!(endings(&world, "other").is_empty());
+    let daemon = start(&world);
+    wait_for("it runs", Duration::from_secs(60), || endings(&world, "other") == ["done"]);
+    stop(daemon);
+    let daemon = start(&world);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(endings(&world, "other"), ["done"]);
+    stop(daemon);
+    world.expect_nobody_left();
+}
+
+#[test]
+fn a_schedule_that_was_not_followed_has_missed_nothing() {
+    let world = World::new();
+    let schedule = once_in(3);
+    world.set("refreshes.nightly.schedule", &schedule).set("refreshes.nightly.catch_up", "true");
+    stop(start(&world));
+    world.set("refreshes.nightly.enabled", "false");
+    stop(start(&world));
+    std::thread::sleep(Duration::from_secs(4));
+    world.set("refreshes.nightly.enabled", "true");
+    let daemon = start(&world);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(endings(&world, "nightly").is_empty());
+    stop(daemon);
+}
+
+#[test]
+fn a_broken_file_keeps_nobody_from_the_daemon() {
+    let world = World::new();
+    let daemon = start_with(&world, world.call(&["daemon"]).fault("controller:copy:before=sleep:6000"));
+    let config = world.write_config();
+    let client = world.refresh().spawn();
+    wait_for("it copies", Duration::from_secs(30), || status(&world)["running"][0]["step"] == "copy");
+    let good = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{good}\nnonsense = 1\n")).unwrap();
+    let asks = |arguments: &[&str]| world.call_with(&config, arguments).run();
+    asks(&["reload"]).expect(2).says(&["nonsense", "there is no such key"]);
+    let told = asks(&["status", "--json"]).expect(0).says(&["warning: the configuration has an error"]);
+    let told: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    let run = told["running"][0]["run"].as_str().unwrap().to_owned();
+    assert_eq!(asks(&["status", "--nagios"]).code(), 1);
+    asks(&["cancel", &run]).expect(0);
+    client.wait().expect(130);
+    asks(&["--now", "nightly"]).expect(2);
+    stop(daemon);
+}
