@@ -91,14 +91,18 @@ completions() {
 if [ $uninstall = yes ]; then
     if here; then
         if [ $role = host ]; then systemctl disable --quiet mysql-refreshd-repair.service 2>/dev/null || true; fi
-        if [ $role = controller ] && systemctl is-active --quiet mysql-refreshd.service; then
-            echo "stopping the daemon; runs under way are put back"
-            systemctl disable --now mysql-refreshd.service
+        if [ $role = controller ]; then
+            if systemctl is-active --quiet mysql-refreshd.service; then echo "stopping the daemon; runs under way are put back"; fi
+            systemctl disable --quiet --now mysql-refreshd.service 2>/dev/null || true
+            systemctl list-units --all --plain --no-legend 'mysql-refreshd@*.timer' | cut -d' ' -f1 |
+                xargs -r systemctl disable --quiet --now
         fi
     fi
     while read -r _ place; do act rm -f "$place"; done < <(unit_files)
     # the other role may be installed, too
-    if [ -e "$units/mysql-refreshd.service" ] || [ -e "$units/mysql-refreshd-repair.service" ]; then
+    other=mysql-refreshd-repair.service
+    if [ $role = host ]; then other=mysql-refreshd.service; fi
+    if [ -e "$units/$other" ]; then
         echo "the program stays: this machine has it in another role, too"
     else
         while read -r _ place; do act rm -f "$place"; done < <(completions)
@@ -106,6 +110,7 @@ if [ $uninstall = yes ]; then
         act rm -f "$program"
     fi
     if here; then systemctl daemon-reload; fi
+    if [ $dry = yes ]; then exit; fi
     echo "taken away; configuration, keys, state, log and the account mysql-refreshd stay"
     exit
 fi
@@ -150,7 +155,13 @@ if here; then
 elif [ -z "$destdir" ] && [ $dry = no ]; then
     echo "warning: this machine does not run systemd: no account was made, no unit is enabled" >&2
 fi
-if [ $dry = yes ]; then exit; fi
+if [ $dry = yes ]; then
+    if [ -z "$destdir" ]; then
+        [ $role = host ] || echo "would: make the account and its folders (systemd-sysusers, systemd-tmpfiles), and reload systemd"
+        [ $role = controller ] || echo "would: reload systemd, and enable mysql-refreshd-repair.service"
+    fi
+    exit
+fi
 "$binary" --version
 if [ $role = controller ]; then
     if [ ! -e "$destdir/etc/mysql-refreshd/config.toml" ]; then

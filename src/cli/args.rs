@@ -130,6 +130,7 @@ pub enum AgentArg {
 
 /// Options of every command.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The configuration; conf.d/*.toml beside it is read, too
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG)]
@@ -242,7 +243,7 @@ pub enum Command {
         #[arg(long, value_name = "WHEN")]
         until: Option<String>,
         /// How many
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
         /// Draw how long the source was down, and how long each run took
         #[arg(long)]

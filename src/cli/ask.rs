@@ -20,7 +20,7 @@ fn strange() -> Problem {
 /// Lets the daemon do it, one after the other, and shows how it goes; the exit code. None: no daemon runs.
 pub(super) fn to_do(global: &Global, config: &Config, work: &[Work], how: How) -> Outcome<Option<u8>> {
     // a lost terminal ends this client, and not what the daemon does
-    with_runtime_and(&[SignalKind::interrupt(), SignalKind::terminate()], async |cancel| {
+    with_runtime_and(&[SignalKind::interrupt(), SignalKind::terminate()], "withdrawing it", async |cancel| {
         let mut code = failure::DONE;
         for (n, work) in work.iter().enumerate() {
             let client = match Client::connect(config).await? {
@@ -62,7 +62,8 @@ pub(super) fn to_do(global: &Global, config: &Config, work: &[Work], how: How) -
 
 /// A question that has one answer; None: no daemon runs.
 pub(super) fn about(config: &Config, request: Request) -> Outcome<Option<Answer>> {
-    with_runtime(async |_| {
+    // a question changes nothing: Ctrl-C ends it as it ends any program
+    with_runtime_and(&[], "", async |_| {
         let Some(client) = Client::connect(config).await? else { return Ok(None) };
         match client.ask(config, request, &Cancel::default(), |_| ()).await? {
             Answer::Failed(problem) => Err(problem),
@@ -79,7 +80,16 @@ pub(super) fn simple(global: &Global, request: Request) -> Outcome<u8> {
     }
     with_runtime(async |_| {
         let Some(client) = Client::connect(&config).await? else {
-            return Err(Problem::new(Kind::Refused, "no daemon runs").hint("Start it: systemctl start mysql-refreshd."));
+            let problem = Problem::new(Kind::Refused, "no daemon runs");
+            if let Request::Cancel { run } = &request
+                && let Some(holder) = super::views::existing_store(&config).and_then(|store| store.at_work(run))
+            {
+                let (pid, host) = (holder.pid, holder.host);
+                return Err(
+                    problem.hint(format!("Process {pid} on {host} is at this run: kill -INT {pid} cancels it."))
+                );
+            }
+            return Err(problem.hint("Start it: systemctl start mysql-refreshd."));
         };
         match client.ask(&config, request, &Cancel::default(), |_| ()).await? {
             Answer::Done(text) => {

@@ -193,22 +193,27 @@ fn find<'a>(config: &'a Config, name: &str) -> Outcome<&'a Refresh> {
 
 /// Everything a run needs: runtime, log, history, listeners, signals.
 fn with_runtime<T>(work: impl AsyncFnOnce(Cancel) -> Outcome<T>) -> Outcome<T> {
-    with_runtime_and(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()], work)
+    let stops = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    with_runtime_and(&stops, "stopping: putting things back", work)
 }
 
-/// The same with other signals as the wish to stop; those that are not named end this process.
-fn with_runtime_and<T>(stops: &[SignalKind], work: impl AsyncFnOnce(Cancel) -> Outcome<T>) -> Outcome<T> {
+/// The same with other signals as the wish to stop, and what is said then; those that are not named end this process.
+fn with_runtime_and<T>(
+    stops: &[SignalKind],
+    word: &'static str,
+    work: impl AsyncFnOnce(Cancel) -> Outcome<T>,
+) -> Outcome<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().explain(|| "cannot start")?;
     let result = runtime.block_on(async {
         let cancel = Cancel::default();
-        watch_signals(stops, &cancel)?;
+        watch_signals(stops, word, &cancel)?;
         work(cancel).await
     });
     runtime.shutdown_background();
     result
 }
 
-fn watch_signals(kinds: &[SignalKind], cancel: &Cancel) -> Outcome<()> {
+fn watch_signals(kinds: &[SignalKind], word: &'static str, cancel: &Cancel) -> Outcome<()> {
     for kind in kinds {
         let mut stream = signal(*kind).explain(|| "cannot watch for signals")?;
         let cancel = cancel.clone();
@@ -216,11 +221,7 @@ fn watch_signals(kinds: &[SignalKind], cancel: &Cancel) -> Outcome<()> {
             while stream.recv().await.is_some() {
                 let again = cancel.is_cancelled();
                 cancel.cancel();
-                terminal::say(if again {
-                    "still putting things back; please wait"
-                } else {
-                    "stopping: putting things back"
-                });
+                terminal::say(if again { "still putting things back; please wait" } else { word });
             }
         });
     }
@@ -276,6 +277,9 @@ fn typed(global: &Global, password: Option<SecretString>) -> Outcome<Typed> {
 fn run(global: &Global, names: &[String], how: How) -> Outcome<u8> {
     let config = load(global)?;
     let refreshes = names.iter().map(|name| find(&config, name)).collect::<Outcome<Vec<_>>>()?;
+    if let Some(twice) = names.iter().enumerate().find_map(|(n, name)| names[..n].contains(name).then_some(name)) {
+        return Err(Problem::new(Kind::Usage, format!("{twice} is named twice")));
+    }
     if !how.dry_run {
         let work: Vec<Work> = names.iter().cloned().map(Work::Refresh).collect();
         if let Some(code) = ask::to_do(global, &config, &work, how)? {

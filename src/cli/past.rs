@@ -24,13 +24,17 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    fn is_everything(&self) -> bool {
+        [&self.refresh, &self.destination, &self.result, &self.since, &self.until].iter().all(|one| one.is_none())
+    }
+
     fn filter(&self) -> Outcome<Filter> {
         Ok(Filter {
             refresh: self.refresh.clone(),
             destination: self.destination.clone(),
             ending: self.result.as_deref().map(ending).transpose()?,
             since: self.since.as_deref().map(|text| moment("--since", text)).transpose()?,
-            until: self.until.as_deref().map(|text| moment("--until", text)).transpose()?,
+            until: self.until.as_deref().map(until).transpose()?,
             limit: self.limit,
         })
     }
@@ -61,6 +65,16 @@ fn moment(option: &str, text: &str) -> Outcome<DateTime<Utc>> {
     })
 }
 
+/// The same; a date's whole day is meant.
+fn until(text: &str) -> Outcome<DateTime<Utc>> {
+    let begin = moment("--until", text)?;
+    Ok(if NaiveDate::from_str(text).is_ok() {
+        begin + chrono::Duration::days(1) - chrono::Duration::seconds(1)
+    } else {
+        begin
+    })
+}
+
 /// Every history that there is. One that cannot be read is named.
 pub(super) fn stores(config: &Config) -> Vec<Store> {
     let mut own = config.clone();
@@ -81,12 +95,17 @@ pub(super) fn stores(config: &Config) -> Vec<Store> {
     stores
 }
 
-/// What the daemon says; if it cannot be asked, the files are read.
-fn asked(config: &Config, request: Request) -> Option<Answer> {
-    ask::about(config, request).unwrap_or_else(|problem| {
-        terminal::say(&format!("warning: {problem}"));
-        None
-    })
+/// What the daemon says; if it may not be asked, the files are read, and if those may not be read either, that is said.
+fn asked(config: &Config, request: Request) -> Outcome<Option<Answer>> {
+    let file = config.daemon.state_dir.join("history.db");
+    match ask::about(config, request) {
+        Err(problem) if std::fs::File::open(&file).is_err() => Err(problem),
+        Err(problem) => {
+            terminal::say(&format!("warning: {problem}"));
+            Ok(None)
+        }
+        answer => answer,
+    }
 }
 
 /// A list, or a picture.
@@ -95,7 +114,7 @@ pub(super) fn history(global: &Global, wanted: &Wanted, picture: bool) -> Outcom
     let filter = wanted.filter()?;
     let mut rows = Vec::new();
     let mut files = stores(&config);
-    if let Some(Answer::History(theirs)) = asked(&config, Request::History(filter.clone())) {
+    if let Some(Answer::History(theirs)) = asked(&config, Request::History(filter.clone()))? {
         rows = theirs;
         // the same file; what is left are one-off runs of this account
         files.retain(|store| store.folder() != config.daemon.state_dir);
@@ -108,6 +127,7 @@ pub(super) fn history(global: &Global, wanted: &Wanted, picture: bool) -> Outcom
     out(&match (global.json, picture) {
         (true, _) => views::json(&rows)?,
         (false, true) => plot::draw(&rows, terminal::width()),
+        (false, false) if rows.is_empty() && !wanted.is_everything() => "No run matches.".to_owned(),
         (false, false) => views::history(&rows),
     });
     Ok(failure::DONE)
@@ -116,7 +136,7 @@ pub(super) fn history(global: &Global, wanted: &Wanted, picture: bool) -> Outcom
 /// One run.
 pub(super) fn show(global: &Global, run: &str) -> Outcome<u8> {
     let config = load_kept(global)?;
-    let mut found = match asked(&config, Request::Show { run: run.to_owned() }) {
+    let mut found = match asked(&config, Request::Show { run: run.to_owned() })? {
         Some(Answer::Shown(found)) => found.map(|found| *found),
         _ => None,
     };

@@ -29,7 +29,8 @@ fn short(ms: u64) -> String {
 
 /// Newest first, as they come; `width`: columns of the terminal.
 pub(super) fn draw(rows: &[RunRow], width: usize) -> String {
-    let finished: Vec<_> = rows.iter().filter_map(|row| Some((row, row.summary.as_ref()?))).collect();
+    let finished: Vec<_> =
+        rows.iter().filter_map(|row| Some((row, row.summary.as_ref().filter(|s| s.total_ms > 0)?))).collect();
     if finished.is_empty() {
         return "No finished runs yet.".into();
     }

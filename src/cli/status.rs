@@ -94,7 +94,7 @@ fn span(seconds: u64) -> String {
 }
 
 fn clock(at: DateTime<Utc>) -> String {
-    at.with_timezone(&Local).format("%a %Y-%m-%d %H:%M:%S").to_string()
+    at.with_timezone(&Local).format("%a %Y-%m-%d %H:%M:%S %:z").to_string()
 }
 
 fn since(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
@@ -121,7 +121,8 @@ pub(super) fn text(status: &Status) -> String {
         }
     };
     for alarm in &status.alarms {
-        let _ = write!(text, "\n\nA HUMAN IS NEEDED: run {} of {}\n  {}", alarm.run, alarm.refresh, alarm.what);
+        let word = if alarm.interrupted { "INTERRUPTED" } else { "A HUMAN IS NEEDED" };
+        let _ = write!(text, "\n\n{word}: run {} of {}\n  {}", alarm.run, alarm.refresh, alarm.what);
         alarm.hints.iter().for_each(|hint| {
             let _ = write!(text, "\n  hint: {hint}");
         });
@@ -171,7 +172,8 @@ pub(super) fn text(status: &Status) -> String {
                 let ending = last.ending.map_or("interrupted", |ending| ending.name());
                 let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1000.0);
                 let down = last.outage_ms.map_or_else(String::new, |ms| format!(", source down {}", seconds(ms)));
-                let took = last.total_ms.map_or_else(String::new, |ms| format!(", took {}", seconds(ms)));
+                let took =
+                    last.total_ms.filter(|ms| *ms > 0).map_or_else(String::new, |ms| format!(", took {}", seconds(ms)));
                 let _ = write!(text, "\n  last   {ending}, {}{down}{took} (run {})", last.started, last.run);
                 if let Some(reason) = &last.reason {
                     let _ = write!(text, "\n         {reason}");
@@ -199,9 +201,9 @@ fn running(run: &RunState, now: DateTime<Utc>) -> String {
     if let Some(p) = &run.progress {
         let amount = |n: u64| if p.what == "bytes" { human_bytes(n) } else { n.to_string() };
         let total = if p.total > 0 { format!(" of {}", amount(p.total)) } else { String::new() };
-        let what = if p.what == "bytes" { "" } else { p.what.as_str() };
+        let what = if p.what == "bytes" { String::new() } else { format!(" {}", p.what) };
         let left = p.left_s.filter(|_| p.total > 0).map_or_else(String::new, |s| format!(", {} left", span(s)));
-        let _ = write!(text, "\n         {}{total} {what}, {}/s{left}", amount(p.done), amount(p.per_s));
+        let _ = write!(text, "\n         {}{total}{what}, {}/s{left}", amount(p.done), amount(p.per_s));
     }
     if let Some(waits) = &run.waits_for {
         let by = waits.holder.as_ref().map_or_else(

@@ -272,7 +272,7 @@ pub fn history(rows: &[RunRow]) -> String {
                 (
                     s.ending.name(),
                     seconds(s.outage_ms),
-                    seconds(Some(s.total_ms)),
+                    seconds(Some(s.total_ms).filter(|ms| *ms > 0)),
                     human_bytes(s.bytes),
                     format!("{done} of {}", s.destinations.len()),
                 )

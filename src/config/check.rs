@@ -21,10 +21,16 @@ pub(super) fn config(reader: &mut Reader<'_>, config: &Config) {
         }
         places(reader, config, host);
     }
+    // sun_path has 108 bytes, one of them for the end
+    if config.daemon.socket.as_os_str().len() > 107 {
+        let hint = "Set it to a shorter path.".to_owned();
+        reader.fail_absent("daemon.socket", "the path of a socket must not be longer than 107 bytes", Some(hint));
+    }
     for refresh in config.refreshes.values() {
         destinations(reader, config, refresh);
         files(reader, refresh);
         order(reader, config, refresh);
+        times(reader, refresh);
     }
 }
 
@@ -135,6 +141,39 @@ fn destinations(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
     }
 }
 
+/// A schedule leaves room for what is said about its occurrences.
+fn times(reader: &mut Reader<'_>, refresh: &Refresh) {
+    let Some(schedule) = &refresh.schedule else { return };
+    let mut at = chrono::Utc::now();
+    let mut shortest = std::time::Duration::MAX;
+    let mut free = refresh.blackout.texts().is_empty();
+    let mut last: Option<chrono::DateTime<chrono::Utc>> = None;
+    for _ in 0..OCCURRENCES {
+        let Some(next) = schedule.next_after(at) else { break };
+        at = next.with_timezone(&chrono::Utc);
+        if let Some(last) = last {
+            shortest = shortest.min((at - last).to_std().unwrap_or_default());
+        }
+        last = Some(at);
+        free |= match refresh.blackout.until(at) {
+            None => true,
+            Some(end) => refresh.catch_up.allows((end - at).to_std().unwrap_or_default()),
+        };
+    }
+    let key = |name: &str| format!("refreshes.{}.{name}", refresh.name);
+    if !free {
+        let hint = "Choose another time, or let `catch_up` make it good after the window.".to_owned();
+        reader.fail(&key("blackout"), "the schedule never comes round outside these windows", Some(hint));
+    }
+    if refresh.jitter > std::time::Duration::ZERO && refresh.jitter >= shortest {
+        let hint = "Choose a shorter one, or a rarer schedule.".to_owned();
+        reader.fail(&key("jitter"), "it is not shorter than the time from one occurrence to the next", Some(hint));
+    }
+}
+
+/// How many occurrences are looked at: more than a year of days.
+const OCCURRENCES: usize = 400;
+
 /// A refresh that follows another one has no schedule, and does not lead back to itself.
 fn order(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
     let Some(first) = &refresh.after else { return };
@@ -152,6 +191,18 @@ fn order(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
     if refresh.schedule.is_some() {
         let hint = "A refresh runs by a schedule or after another one; leave one of the two out.".to_owned();
         reader.fail(&key, "this refresh has a schedule, too", Some(hint));
+    }
+    let mut root = first;
+    for _ in 0..config.refreshes.len() {
+        match config.refreshes.get(root).and_then(|other| other.after.as_ref()) {
+            Some(next) => root = next,
+            None => break,
+        }
+    }
+    let runs = |other: &Refresh| other.schedule.is_some() || other.after.is_some();
+    if !config.refreshes.get(root).is_none_or(runs) {
+        let hint = format!("Only scheduled runs are followed: give {first} a schedule.");
+        reader.fail(&key, format!("the refresh {first} has no schedule"), Some(hint));
     }
     let mut at = first;
     for _ in 0..config.refreshes.len() {

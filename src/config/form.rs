@@ -176,7 +176,13 @@ pub(super) const PERIOD: Form<Duration> = Form {
 pub(super) const CATCH_UP: Form<CatchUp> = Form {
     read: |found| match found.value {
         Value::String(_, text) if !matches!(text.trim(), "true" | "false") => duration(found).map(CatchUp::Within),
-        _ => (FLAG.read)(found).map(|yes| if yes { CatchUp::Yes } else { CatchUp::No }),
+        Value::Bool(..) | Value::String(..) => {
+            (FLAG.read)(found).map(|yes| if yes { CatchUp::Yes } else { CatchUp::No })
+        }
+        other => wrong_hint(
+            format!("true, false or a duration is expected, not {}", describe(other)),
+            "Write true, false, or until when: \"6h\".",
+        ),
     },
     show: |catch_up| match catch_up {
         CatchUp::No => "false".to_owned(),

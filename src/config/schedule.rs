@@ -4,7 +4,7 @@
 
 use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound, Utc};
 use chrono_tz::Tz;
 use croner::Cron;
 use croner::errors::CronError;
@@ -72,7 +72,8 @@ impl Schedule {
 
     /// The first occurrence after the given moment; `None` if there is none any more.
     pub fn next_after(&self, moment: DateTime<Utc>) -> Option<DateTime<Tz>> {
-        self.cron.find_next_occurrence(&moment.with_timezone(&self.zone), false).ok()
+        // whole seconds: what is left of one would be left in the occurrence
+        self.cron.find_next_occurrence(&moment.trunc_subsecs(0).with_timezone(&self.zone), false).ok()
     }
 }
 

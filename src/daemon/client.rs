@@ -94,8 +94,10 @@ impl Client {
                 }
             };
             let Some(line) = line else {
-                return Err(Problem::new(Kind::Lost, gone())
-                    .hint("What was under way goes on or is put back: see `mysql-refreshd status` and the log."));
+                return Err(Problem::new(Kind::Human, gone()).hint(
+                    "What became of the run is not known here. A daemon that starts again puts interrupted runs back: see \
+                     `mysql-refreshd status`; without a daemon, run `mysql-refreshd recover`.",
+                ));
             };
             let answer: Answer =
                 serde_json::from_str(&line).explain(|| "the daemon's answer is not understood").map_err(|problem| {

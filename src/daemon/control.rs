@@ -2,7 +2,7 @@
 //!
 //! Decides nothing but that: access is the matter of the file's mode and group, and of the folder it lies in.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,9 +57,14 @@ impl Control {
         if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
             std::fs::DirBuilder::new().recursive(true).mode(0o750).create(folder).explain(cannot)?;
         }
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).explain(cannot),
-            _ => {}
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).explain(cannot)?,
+            Ok(_) => {
+                return Err(Problem::new(Kind::Usage, format!("{} is there already and no socket", path.display()))
+                    .hint("Set `daemon.socket` to a path of its own."));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).explain(cannot),
         }
         // between bind and chmod nobody listens yet
         let listener = UnixListener::bind(path).explain(cannot)?;

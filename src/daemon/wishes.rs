@@ -13,6 +13,7 @@ use super::queue::{Entry, Origin, Work};
 use super::timetable::Timetable;
 use super::{Daemon, Message, Waiting, Wish, client};
 use crate::problem::{Kind, Outcome, Problem};
+use crate::refresh;
 use crate::status;
 use crate::store::{Paused, Store};
 
@@ -41,6 +42,13 @@ impl Daemon {
                         "After a change of the files: mysql-refreshd reload. What is only in your environment or in --set \
                          works without a daemon.",
                     )));
+                }
+                // before it waits for hours; the run looks again
+                if let Work::Refresh(name) = &work
+                    && let Some(refresh) = self.config.refresh(name).filter(|_| !despite_blackout)
+                    && let Err(problem) = refresh::outside_blackout(refresh)
+                {
+                    return say(Answer::Failed(problem));
                 }
                 let wish = Wish { no_wait, despite_blackout };
                 let listener = Listener { id: self.next_ticket, answers: answers.clone() };

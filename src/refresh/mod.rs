@@ -75,7 +75,7 @@ impl Limits {
 }
 
 /// A refresh does not begin, and stops no source, in its blackout windows.
-fn outside_blackout(refresh: &Refresh) -> Outcome<()> {
+pub fn outside_blackout(refresh: &Refresh) -> Outcome<()> {
     let Some(end) = refresh.blackout.until(chrono::Utc::now()) else { return Ok(()) };
     let end = end.with_timezone(&chrono::Local).format("%Y-%m-%d %H:%M %Z");
     let what = format!("{} must not run now: its `blackout` {} lasts until {end}", refresh.name, refresh.blackout);

@@ -79,7 +79,12 @@ pub async fn plan(
         files: facts.tree.copy_files,
         outage_s,
         outage_basis,
-        warnings: verdict.warnings,
+        warnings: super::outside_blackout(refresh)
+            .err()
+            .map(|p| p.message)
+            .into_iter()
+            .chain(verdict.warnings)
+            .collect(),
         refusals: verdict.refusals.into_iter().map(|r| (r.what, r.hint)).collect(),
     })
 }

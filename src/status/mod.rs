@@ -186,6 +186,8 @@ pub struct Alarm {
     pub run: String,
     /// Its refresh.
     pub refresh: String,
+    /// Nobody has tried to put it back yet: a daemon that starts does.
+    pub interrupted: bool,
     /// What is wrong.
     pub what: String,
     /// What to do.
@@ -227,7 +229,15 @@ pub fn build(config: &Config, store: Option<&Store>, view: Option<View>, now: Da
     }
     let alarms = store.map(alarms).transpose()?.unwrap_or_default();
     let (daemon, running, queue) = match view {
-        Some(view) => (Some(view.daemon), view.running, view.queue),
+        Some(view) => {
+            let mut running = view.running;
+            // what other processes do on this state, by hand or by a timer
+            let elsewhere = store.map(under_way).transpose()?.unwrap_or_default();
+            let known = |run: &RunState| running.iter().any(|mine| mine.run == run.run);
+            let elsewhere: Vec<RunState> = elsewhere.into_iter().filter(|run| !known(run)).collect();
+            running.extend(elsewhere);
+            (Some(view.daemon), running, view.queue)
+        }
         None => (None, store.map(under_way).transpose()?.unwrap_or_default(), Vec::new()),
     };
     Ok(Status { at: now, daemon, refreshes, running, queue, alarms })
@@ -314,7 +324,11 @@ fn alarms(store: &Store) -> Outcome<Vec<Alarm>> {
             "`mysql-refreshd recover` tries again; `mysql-refreshd recover --forget {}` gives it up.",
             row.run
         ));
-        Alarm { run: row.run, refresh: row.refresh, what, hints }
+        let interrupted = row.interrupted && left.is_empty();
+        if interrupted {
+            hints.insert(0, "A daemon that starts puts it back first.".to_owned());
+        }
+        Alarm { run: row.run, refresh: row.refresh, interrupted, what, hints }
     };
     let stuck = |row: &RunRow| row.interrupted || (row.finished.is_some() && row.armed > 0);
     Ok(rows.into_iter().filter(stuck).map(alarm).collect())

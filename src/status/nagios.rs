@@ -61,7 +61,8 @@ pub fn judge(status: &Status, only: Option<&str>, limits: Limits) -> (Verdict, S
     };
     // a bar begins the figures, a line's end ends the answer
     let text = text.replace(['|', '\n', '\r'], " ");
-    (worst, format!("REFRESHD {word} - {text} | {}", figures.join(" ")))
+    let figures = if figures.is_empty() { String::new() } else { format!(" | {}", figures.join(" ")) };
+    (worst, format!("REFRESHD {word} - {text}{figures}"))
 }
 
 fn one(refresh: &RefreshState, limits: Limits, said: &mut Vec<(Verdict, String)>, figures: &mut Vec<String>) {
@@ -75,7 +76,8 @@ fn one(refresh: &RefreshState, limits: Limits, said: &mut Vec<(Verdict, String)>
             None => said.push((Verdict::Critical, format!("{name}: last run interrupted"))),
         }
         for (what, value) in [("outage", last.outage_ms), ("total", last.total_ms)] {
-            if let Some(ms) = value {
+            // 0: it never began, or recovery ended it
+            if let Some(ms) = value.filter(|ms| *ms > 0) {
                 figures.push(format!("'{name} {what}'={:.3}s", ms as f64 / 1000.0));
             }
         }
@@ -91,9 +93,9 @@ fn one(refresh: &RefreshState, limits: Limits, said: &mut Vec<(Verdict, String)>
             |age| format!("its data is {} old", humantime::format_duration(std::time::Duration::from_secs(age))),
         );
         if over(limits.critical_s) {
-            said.push((Verdict::Critical, format!("{}: {age}", destination.host)));
+            said.push((Verdict::Critical, format!("{name}, {}: {age}", destination.host)));
         } else if over(limits.warning_s) {
-            said.push((Verdict::Warning, format!("{}: {age}", destination.host)));
+            said.push((Verdict::Warning, format!("{name}, {}: {age}", destination.host)));
         }
         if let Some(age) = destination.age_s {
             let (warning, critical) = (limit(limits.warning_s), limit(limits.critical_s));

@@ -284,9 +284,12 @@ fn a_daemon_that_is_killed_recovers_when_it_is_started_again() {
         hold.reached(&mut client);
         signal(daemon.pid(), "-KILL");
         daemon.wait();
-        client.wait().expect(1).says(&["the daemon has ended the conversation"]);
+        client
+            .wait()
+            .expect(5)
+            .says(&["the daemon has ended the conversation", "starts again puts interrupted runs back"]);
         let told = world.call(&["status"]).run().expect(0);
-        assert!(told.stdout.contains("A HUMAN IS NEEDED") && told.stdout.contains("No daemon runs"), "{told}");
+        assert!(told.stdout.contains("INTERRUPTED: run ") && told.stdout.contains("No daemon runs"), "{told}");
         assert_eq!(world.call(&["status", "--nagios"]).run().code(), 2);
         let daemon = start(&world);
         wait_for("it has put everything back", Duration::from_secs(60), || {
@@ -356,6 +359,16 @@ fn there_is_one_daemon_and_it_serves_its_own_controller() {
     }
     stop(daemon);
     assert!(!socket.exists());
+    // what is not ours is not removed
+    std::fs::write(&socket, "precious").unwrap();
+    world.call(&["daemon"]).run().expect(2).says(&["is there already and no socket"]);
+    assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
+    std::fs::remove_file(&socket).unwrap();
+    // looking on ends like any program
+    let watching = world.call(&["status", "--watch"]).spawn();
+    std::thread::sleep(Duration::from_secs(3));
+    signal(watching.pid(), "-INT");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&watching.wait().status), Some(2));
     world.call(&["pause", "nightly"]).run().expect(4).says(&["no daemon runs"]);
 }
 

@@ -369,3 +369,21 @@ fn windows_and_catching_up_are_read() {
     );
     assert!(errors.contains("refreshes.n.catch_up: \"yes\" is not a duration"), "{errors}");
 }
+
+#[test]
+fn a_schedule_must_come_round() {
+    let errors = |keys: &str| World::refresh(keys).errors().join("\n");
+    let never = errors("schedule = \"30 2 * * *\"\nblackout = [\"02:00-03:00\"]");
+    assert!(never.contains("refreshes.n.blackout: the schedule never comes round outside these windows"), "{never}");
+    World::refresh("schedule = \"30 2 * * *\"\nblackout = [\"02:00-03:00\"]\ncatch_up = \"1h\"").config();
+    World::refresh("schedule = \"30 2 * * *\"\nblackout = [\"mon 02:00-03:00\"]").config();
+    let often = errors("schedule = \"*/10 * * * *\"\njitter = \"10m\"");
+    assert!(often.contains("refreshes.n.jitter: it is not shorter than the time"), "{often}");
+    let more = "\n[refreshes.m]\nsource = \"prod\"\ndestinations = [\"rnd\"]\n";
+    let idle = errors(&format!("after = \"m\"{more}"));
+    assert!(idle.contains("refreshes.n.after: the refresh m has no schedule"), "{idle}");
+    let hours = errors("catch_up = 6");
+    assert!(hours.contains("true, false or a duration is expected, not a number"), "{hours}");
+    let socket = errors(&format!("[daemon]\nstate_dir = \"/{}\"", "x".repeat(100)));
+    assert!(socket.contains("daemon.socket: the path of a socket must not be longer than 107 bytes"), "{socket}");
+}
