@@ -106,7 +106,7 @@ if [ $uninstall = yes ]; then
         echo "the program stays: this machine has it in another role, too"
     else
         while read -r _ place; do act rm -f "$place"; done < <(completions)
-        act find "$man" -name 'mysql-refreshd*.1' -delete
+        if [ -d "$man" ]; then act find "$man" -name 'mysql-refreshd*.1' -delete; fi
         act rm -f "$program"
     fi
     if here; then systemctl daemon-reload; fi
@@ -122,6 +122,10 @@ if [ -z "$binary" ]; then
         act cargo build --release --locked --manifest-path "$root/Cargo.toml"
     fi
 fi
+case $binary in
+    /*) ;;
+    *) binary=$PWD/$binary ;;
+esac
 [ $dry = yes ] || [ -x "$binary" ] || die "$binary is no program" "build it: cargo build --release --locked"
 [ $dry = yes ] || "$binary" --version >/dev/null || die "$binary does not run on this machine"
 

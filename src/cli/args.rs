@@ -46,7 +46,7 @@ pub struct Cli {
 
 const AFTER: &str = "\
 Exit codes:
-  0    done
+  0    done; or left out because of another run (`on_busy` says skip)
   1    failed, everything was put back
   2    usage or configuration
   3    locked by another run

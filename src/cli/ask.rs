@@ -3,7 +3,7 @@
 use super::args::Global;
 use tokio::signal::unix::SignalKind;
 
-use super::{How, finish, out, sinks, terminal, with_runtime, with_runtime_and};
+use super::{How, finish, out, sinks, terminal, with_runtime_and};
 use crate::config::Config;
 use crate::daemon::Work;
 use crate::daemon::client::Client;
@@ -19,21 +19,23 @@ fn strange() -> Problem {
 
 /// Lets the daemon do it, one after the other, and shows how it goes; the exit code. None: no daemon runs.
 pub(super) fn to_do(global: &Global, config: &Config, work: &[Work], how: How) -> Outcome<Option<u8>> {
+    // until it is known that there is a daemon, Ctrl-C ends this program as it ends any
+    if !with_runtime_and(&[], "", async |_| Ok(Client::connect(config).await?.is_some()))? {
+        return Ok(None);
+    }
     // a lost terminal ends this client, and not what the daemon does
     with_runtime_and(&[SignalKind::interrupt(), SignalKind::terminate()], "withdrawing it", async |cancel| {
         let mut code = failure::DONE;
-        for (n, work) in work.iter().enumerate() {
-            let client = match Client::connect(config).await? {
-                Some(client) => client,
-                None if n == 0 => return Ok(None),
-                None => return Err(Problem::failed("the daemon has ended meanwhile")),
+        for one in work {
+            let Some(client) = Client::connect(config).await? else {
+                return Err(Problem::failed("the daemon has ended meanwhile"));
             };
             if global.ask_sudo_password {
                 return Err(Problem::new(Kind::Usage, "a daemon runs, and cannot use a password that is typed")
                     .hint("Name a file or command with `sudo_password` of the host, or stop the daemon."));
             }
             let (no_wait, despite_blackout) = (how.no_wait, how.despite_blackout);
-            let request = Request::Do { work: work.clone(), no_wait, despite_blackout };
+            let request = Request::Do { work: one.clone(), no_wait, despite_blackout };
             let views = sinks(global);
             // the log is the daemon's
             let view = &views[0];
@@ -52,7 +54,15 @@ pub(super) fn to_do(global: &Global, config: &Config, work: &[Work], how: How) -
                         break;
                     }
                 }
-                Answer::Failed(problem) => return Err(problem),
+                Answer::Failed(problem) if work.len() == 1 => return Err(problem),
+                Answer::Failed(problem) => {
+                    // what was before it must not be forgotten
+                    terminal::say(&failure::text(&problem));
+                    code = failure::worse(code, failure::of_problem(&problem));
+                    if problem.kind == Kind::Cancelled {
+                        break;
+                    }
+                }
                 _ => return Err(strange()),
             }
         }
@@ -78,7 +88,7 @@ pub(super) fn simple(global: &Global, request: Request) -> Outcome<u8> {
     if let Some(problem) = broken.filter(|_| !matches!(request, Request::Reload)) {
         terminal::say(&format!("warning: {problem}; asking the daemon all the same"));
     }
-    with_runtime(async |_| {
+    with_runtime_and(&[], "", async |_| {
         let Some(client) = Client::connect(&config).await? else {
             let problem = Problem::new(Kind::Refused, "no daemon runs");
             if let Request::Cancel { run } = &request

@@ -323,7 +323,16 @@ fn run_all(global: &Global, config: &Config, refreshes: &[&Refresh], how: How, t
                 typed: typed.clone(),
                 pulse: Pulse::default(),
             };
-            let summary = refresh::run(job, refresh).await?;
+            let summary = match refresh::run(job, refresh).await {
+                Ok(summary) => summary,
+                Err(problem) if refreshes.len() == 1 => return Err(problem),
+                Err(problem) => {
+                    // what was before it must not be forgotten
+                    terminal::say(&failure::text(&problem));
+                    code = failure::worse(code, failure::of_problem(&problem));
+                    continue;
+                }
+            };
             finish(global, &summary);
             code = failure::worse(code, failure::of_summary(&summary));
             if summary.ending == Ending::Cancelled {
@@ -400,16 +409,34 @@ fn load_to_ask(global: &Global) -> Outcome<(Config, Option<Problem>)> {
         Ok(config) => return Ok((config, None)),
         Err(problem) => problem,
     };
-    let text = std::fs::read_to_string(&global.config).unwrap_or_default();
-    let table = text.parse::<toml::Table>().unwrap_or_default();
     let mut set = Vec::new();
-    for key in ["state_dir", "socket"] {
-        if let Some(value) = table.get("daemon").and_then(|daemon| daemon.get(key)?.as_str()) {
-            set.push(format!("daemon.{key}={value}"));
+    let mut parts: Vec<PathBuf> = global
+        .config
+        .parent()
+        .and_then(|folder| std::fs::read_dir(folder.join("conf.d")).ok())
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default();
+    parts.retain(|part| part.extension().is_some_and(|end| end == "toml"));
+    parts.sort();
+    for file in std::iter::once(&global.config).chain(&parts) {
+        let table = std::fs::read_to_string(file).ok().and_then(|text| text.parse::<toml::Table>().ok());
+        // whose daemon it is cannot be told, unless it is the usual one
+        let Some(table) = table else {
+            if global.config.as_os_str() == args::DEFAULT_CONFIG {
+                continue;
+            }
+            return Err(problem);
+        };
+        for key in ["state_dir", "socket"] {
+            if let Some(value) = table.get("daemon").and_then(|daemon| daemon.get(key)?.as_str()) {
+                set.push(format!("daemon.{key}={value}"));
+            }
         }
     }
     set.extend(global.set.iter().filter(|flag| flag.starts_with("daemon.")).cloned());
-    let nowhere = Sources { file: PathBuf::from("/nonexistent/config.toml"), optional: true, set, env: Vec::new() };
+    let ours = |name: &str| name.starts_with("MYSQL_REFRESHD_DAEMON__");
+    let env = Sources::process_env().into_iter().filter(|(name, _)| ours(name)).collect();
+    let nowhere = Sources { file: PathBuf::from("/nonexistent/config.toml"), optional: true, set, env };
     match config::load(&nowhere) {
         Ok(config) if config.daemon.socket.exists() => Ok((config, Some(problem))),
         _ => Err(problem),
@@ -466,29 +493,22 @@ fn forget(global: &Global, run: &str) -> Outcome<u8> {
 }
 
 fn recover_all(global: &Global, password_file: Option<PathBuf>) -> Outcome<u8> {
-    let password = match password_file {
-        Some(file) => Some(secret_in(&file)?),
-        None => None,
-    };
     let config = load_kept(global)?;
     let mut own = config.clone();
-    one_off::own_places(&mut own);
-    let typed = typed(global, password)?;
-    // root's own one-off runs, where the usual place is the service's
-    let mut code = failure::DONE;
-    if own.daemon.state_dir != config.daemon.state_dir && own_account::is_anothers(&config) {
-        if own.daemon.state_dir.join("history.db").exists() {
-            code = recover_in(global, &own, &typed)?;
-        }
-        if code == failure::DONE {
-            own_account::become_owner(&config)?;
-        }
-        return Ok(code);
+    if !own_account::is_anothers(&config) {
+        one_off::own_places(&mut own);
+        return recover_in(global, &own, password_file.as_deref());
     }
-    recover_in(global, &own, &typed)
+    // root's own one-off runs first, then the service's, as its account
+    let mut code = failure::DONE;
+    if one_off::into_home(&mut own) && own.daemon.state_dir.join("history.db").exists() {
+        code = recover_in(global, &own, password_file.as_deref())?;
+    }
+    Ok(failure::worse(code, own_account::as_owner(&config)?))
 }
 
-fn recover_in(global: &Global, config: &Config, typed: &Typed) -> Outcome<u8> {
+fn recover_in(global: &Global, config: &Config, password_file: Option<&Path>) -> Outcome<u8> {
+    let typed = &typed(global, password_file.map(secret_in).transpose()?)?;
     start_logging(config);
     let store = Store::open(&config.daemon.state_dir)?;
     with_runtime(async |_| {

@@ -9,7 +9,7 @@ use std::os::fd::IntoRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use secrecy::SecretString;
@@ -61,9 +61,8 @@ pub(super) fn run(global: &Global, one_off: &OneOffArgs, how: How) -> Outcome<u8
 pub(super) fn own_places(config: &mut Config) {
     let is_default = |key: &str| config.effective.iter().any(|value| value.key == key && value.origin == "default");
     let (state, log) = (is_default("daemon.state_dir"), is_default("daemon.log_dir"));
-    let Some(home) = std::env::var_os("HOME") else { return };
+    let Some(base) = home() else { return };
     let root = crate::account::own_uid() == 0;
-    let base = Path::new(&home).join(".local/state/mysql-refreshd");
     let writable = |folder: &Path| match std::fs::metadata(folder) {
         Ok(metadata) if root => metadata.uid() == 0,
         Err(_) if root => true,
@@ -75,6 +74,19 @@ pub(super) fn own_places(config: &mut Config) {
     if log && !writable(&config.daemon.log_dir) {
         config.daemon.log_dir = base.join("log");
     }
+}
+
+/// Where an account keeps what is its own.
+fn home() -> Option<PathBuf> {
+    Some(Path::new(&std::env::var_os("HOME")?).join(".local/state/mysql-refreshd"))
+}
+
+/// History and log in this account's own home, whatever the configuration says; false: it has none, or has them there anyway.
+pub(super) fn into_home(config: &mut Config) -> bool {
+    let Some(base) = home().filter(|base| base.join("controller") != config.daemon.state_dir) else { return false };
+    config.daemon.state_dir = base.join("controller");
+    config.daemon.log_dir = base.join("log");
+    true
 }
 
 /// Starts this program again without the password among its arguments; it comes through a pipe instead. Comes back only

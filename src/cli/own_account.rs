@@ -20,6 +20,20 @@ pub(super) fn become_owner(config: &Config) -> Outcome<()> {
     if !is_anothers(config) {
         return Ok(());
     }
+    let (mut command, name) = again(config)?;
+    Err(Problem::failed(format!("cannot go on as {name}")).because(command.exec()))
+}
+
+/// Runs this program once more, as the owner of the state folder; its exit code.
+pub(super) fn as_owner(config: &Config) -> Outcome<u8> {
+    let (mut command, name) = again(config)?;
+    let status = command.status().explain(|| format!("cannot go on as {name}"))?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.ok_or_else(|| Problem::new(Kind::Human, format!("what was done as {name} ended by {status}")))
+}
+
+/// This program with the same arguments, as the owner of the state folder, and the name of that account.
+fn again(config: &Config) -> Outcome<(Command, String)> {
     let folder = &config.daemon.state_dir;
     let uid = std::fs::metadata(folder).explain(|| format!("cannot read {}", folder.display()))?.uid();
     let owner = account::of_uid(uid).ok_or_else(|| {
@@ -32,5 +46,5 @@ pub(super) fn become_owner(config: &Config) -> Outcome<()> {
     command.env("HOME", &owner.home).env("USER", &owner.name).env("LOGNAME", &owner.name);
     // root's own key agent and runtime folder are not for this account
     command.env_remove("SSH_AUTH_SOCK").env_remove("XDG_RUNTIME_DIR").env_remove("XDG_CONFIG_HOME");
-    Err(Problem::failed(format!("cannot go on as {}", owner.name)).because(command.exec()))
+    Ok((command, owner.name))
 }

@@ -1,5 +1,6 @@
 //! What was done: lists of runs, one run, and a picture of their times. From the daemon where one runs, else from the files.
 
+use std::path::Path;
 use std::str::FromStr;
 
 use chrono::{DateTime, Local, NaiveDate, NaiveTime, TimeZone, Utc};
@@ -77,12 +78,17 @@ fn until(text: &str) -> Outcome<DateTime<Utc>> {
 
 /// Every history that there is. One that cannot be read is named.
 pub(super) fn stores(config: &Config) -> Vec<Store> {
+    stores_but(config, None)
+}
+
+fn stores_but(config: &Config, known: Option<&Path>) -> Vec<Store> {
     let mut own = config.clone();
     one_off::own_places(&mut own);
     let mut folders = vec![config.daemon.state_dir.clone()];
     if !folders.contains(&own.daemon.state_dir) {
         folders.push(own.daemon.state_dir);
     }
+    folders.retain(|folder| Some(folder.as_path()) != known);
     let mut stores = Vec::new();
     for folder in folders.iter().filter(|folder| folder.join("history.db").exists()) {
         match Store::open(folder) {
@@ -95,16 +101,20 @@ pub(super) fn stores(config: &Config) -> Vec<Store> {
     stores
 }
 
-/// What the daemon says; if it may not be asked, the files are read, and if those may not be read either, that is said.
-fn asked(config: &Config, request: Request) -> Outcome<Option<Answer>> {
-    let file = config.daemon.state_dir.join("history.db");
+/// What the daemon says, and the files that it does not know; if it may not be asked, all files, and if none of them may be read either,
+/// that is said.
+fn asked(config: &Config, request: Request) -> Outcome<(Option<Answer>, Vec<Store>)> {
     match ask::about(config, request) {
-        Err(problem) if std::fs::File::open(&file).is_err() => Err(problem),
+        Ok(Some(answer)) => Ok((Some(answer), stores_but(config, Some(&config.daemon.state_dir)))),
+        Ok(None) => Ok((None, stores(config))),
         Err(problem) => {
+            let stores = stores(config);
+            if stores.is_empty() {
+                return Err(problem);
+            }
             terminal::say(&format!("warning: {problem}"));
-            Ok(None)
+            Ok((None, stores))
         }
-        answer => answer,
     }
 }
 
@@ -112,13 +122,11 @@ fn asked(config: &Config, request: Request) -> Outcome<Option<Answer>> {
 pub(super) fn history(global: &Global, wanted: &Wanted, picture: bool) -> Outcome<u8> {
     let config = load_kept(global)?;
     let filter = wanted.filter()?;
-    let mut rows = Vec::new();
-    let mut files = stores(&config);
-    if let Some(Answer::History(theirs)) = asked(&config, Request::History(filter.clone()))? {
-        rows = theirs;
-        // the same file; what is left are one-off runs of this account
-        files.retain(|store| store.folder() != config.daemon.state_dir);
-    }
+    let (answer, files) = asked(&config, Request::History(filter.clone()))?;
+    let mut rows = match answer {
+        Some(Answer::History(theirs)) => theirs,
+        _ => Vec::new(),
+    };
     for store in files {
         rows.extend(store.history(&filter)?);
     }
@@ -136,14 +144,13 @@ pub(super) fn history(global: &Global, wanted: &Wanted, picture: bool) -> Outcom
 /// One run.
 pub(super) fn show(global: &Global, run: &str) -> Outcome<u8> {
     let config = load_kept(global)?;
-    let mut found = match asked(&config, Request::Show { run: run.to_owned() })? {
+    let (answer, files) = asked(&config, Request::Show { run: run.to_owned() })?;
+    let mut found = match answer {
         Some(Answer::Shown(found)) => found.map(|found| *found),
         _ => None,
     };
-    if found.is_none() {
-        for store in stores(&config) {
-            found = found.or(store.show(run)?);
-        }
+    for store in files {
+        found = found.or(store.show(run)?);
     }
     let (row, events) = found.ok_or_else(|| {
         Problem::new(Kind::Usage, format!("no run {run:?} in the history"))

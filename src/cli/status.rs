@@ -33,13 +33,11 @@ pub(super) fn run(global: &Global, how: How) -> Outcome<u8> {
     match how {
         How::Nagios(only, limits) => {
             // whatever goes wrong is an answer, too: monitoring knows no other exit codes
-            let (verdict, line) = match load_to_ask(global).and_then(|(config, _)| Ok((get(&config)?, config))) {
-                Ok((status, _))
-                    if only.as_ref().is_some_and(|name| status.refreshes.iter().all(|r| r.refresh != *name)) =>
-                {
+            let (verdict, line) = match load_to_ask(global).and_then(|(config, broken)| get(&config, broken)) {
+                Ok(status) if only.as_ref().is_some_and(|name| status.refreshes.iter().all(|r| r.refresh != *name)) => {
                     (Verdict::Unknown, format!("REFRESHD UNKNOWN - there is no refresh {:?}", only.unwrap_or_default()))
                 }
-                Ok((status, _)) => status::judge(&status, only.as_deref(), limits),
+                Ok(status) => status::judge(&status, only.as_deref(), limits),
                 Err(problem) => {
                     (Verdict::Unknown, format!("REFRESHD UNKNOWN - {}", problem.to_string().replace(['|', '\n'], " ")))
                 }
@@ -49,11 +47,11 @@ pub(super) fn run(global: &Global, how: How) -> Outcome<u8> {
         }
         How::Person { watch } => {
             let (config, broken) = load_to_ask(global)?;
-            if let Some(problem) = broken {
+            if let Some(problem) = &broken {
                 terminal::say(&format!("warning: {problem}"));
             }
             loop {
-                let status = get(&config)?;
+                let status = get(&config, broken.clone())?;
                 let text = if global.json { views::json(&status)? } else { text(&status) };
                 if !watch {
                     out(&text);
@@ -69,11 +67,15 @@ pub(super) fn run(global: &Global, how: How) -> Outcome<u8> {
     }
 }
 
-fn get(config: &Config) -> Outcome<Status> {
+/// `broken`: what is wrong with the configuration; then only a daemon knows anything.
+fn get(config: &Config, broken: Option<Problem>) -> Outcome<Status> {
     match ask::about(config, Request::Status)? {
         Some(Answer::Status(status)) => Ok(*status),
         Some(_) => Err(Problem::failed("the daemon gave an answer to something else")),
         None => {
+            if let Some(problem) = broken {
+                return Err(problem);
+            }
             let store = views::existing_store(config);
             status::build(config, store.as_ref(), None, Utc::now())
         }

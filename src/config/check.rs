@@ -4,6 +4,9 @@
 //! Pure: compares what `load` has read, touches no host. What only the hosts know is refused before a run.
 
 use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::form::{cited, nearest};
 use super::model::{Config, Host, HostId, Refresh};
@@ -141,37 +144,36 @@ fn destinations(reader: &mut Reader<'_>, config: &Config, refresh: &Refresh) {
     }
 }
 
-/// A schedule leaves room for what is said about its occurrences.
+/// A schedule leaves room for what is said about its occurrences. Looked at in weeks that lie fixed in time, and without windows that
+/// are dates: what is valid today must be valid tomorrow.
 fn times(reader: &mut Reader<'_>, refresh: &Refresh) {
     let Some(schedule) = &refresh.schedule else { return };
-    let mut at = chrono::Utc::now();
-    let mut shortest = std::time::Duration::MAX;
-    let mut free = refresh.blackout.texts().is_empty();
-    let mut last: Option<chrono::DateTime<chrono::Utc>> = None;
-    for _ in 0..OCCURRENCES {
-        let Some(next) = schedule.next_after(at) else { break };
-        at = next.with_timezone(&chrono::Utc);
-        if let Some(last) = last {
-            shortest = shortest.min((at - last).to_std().unwrap_or_default());
-        }
-        last = Some(at);
-        free |= match refresh.blackout.until(at) {
-            None => true,
-            Some(end) => refresh.catch_up.allows((end - at).to_std().unwrap_or_default()),
-        };
-    }
+    let next = |at: DateTime<Utc>| schedule.next_after(at).map(|next| next.with_timezone(&Utc));
     let key = |name: &str| format!("refreshes.{}.{name}", refresh.name);
-    if !free {
-        let hint = "Choose another time, or let `catch_up` make it good after the window.".to_owned();
-        reader.fail(&key("blackout"), "the schedule never comes round outside these windows", Some(hint));
-    }
-    if refresh.jitter > std::time::Duration::ZERO && refresh.jitter >= shortest {
+    // a Monday, far from any change of the clock
+    let begin = DateTime::UNIX_EPOCH + TimeDelta::days(20_458);
+    let first: Vec<_> = std::iter::successors(next(begin), |at| next(*at)).take(60).collect();
+    let shortest = first.windows(2).filter_map(|two| (two[1] - two[0]).to_std().ok()).min();
+    if refresh.jitter > Duration::ZERO && shortest.is_some_and(|shortest| refresh.jitter >= shortest) {
         let hint = "Choose a shorter one, or a rarer schedule.".to_owned();
         reader.fail(&key("jitter"), "it is not shorter than the time from one occurrence to the next", Some(hint));
     }
+    let weekly = refresh.blackout.weekly();
+    let mut at = first.first().copied();
+    for _ in 0..OCCURRENCES {
+        let Some(occurrence) = at else { return };
+        let Some(end) = weekly.until(occurrence) else { return };
+        if refresh.catch_up.allows((end - occurrence).to_std().unwrap_or_default()) {
+            return;
+        }
+        // none before the window ends
+        at = next(occurrence.max(end - TimeDelta::seconds(1)));
+    }
+    let hint = "Choose another time, or let `catch_up` make it good after the window.".to_owned();
+    reader.fail(&key("blackout"), "the schedule never comes round outside these windows", Some(hint));
 }
 
-/// How many occurrences are looked at: more than a year of days.
+/// How many occurrences are looked at: one a day for more than a year.
 const OCCURRENCES: usize = 400;
 
 /// A refresh that follows another one has no schedule, and does not lead back to itself.

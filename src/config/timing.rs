@@ -82,14 +82,16 @@ impl Blackout {
         let all = Self { zone, texts: texts.to_vec(), windows };
         // a year without a free minute: somebody forgot what the windows are for
         let begin = DateTime::UNIX_EPOCH + TimeDelta::days(20_000);
-        if all.until(begin).is_some_and(|end| end - begin > TimeDelta::days(60)) && all.has_weekly() {
+        if all.weekly().until(begin).is_some_and(|end| end - begin > TimeDelta::days(30)) {
             return Err(BlackoutError("together these windows leave no time to run".to_owned()));
         }
         Ok(all)
     }
 
-    fn has_weekly(&self) -> bool {
-        self.windows.iter().any(|window| matches!(window, Window::Weekly { .. }))
+    /// Those of its windows that come again every week.
+    pub fn weekly(&self) -> Self {
+        let windows = self.windows.iter().filter(|window| matches!(window, Window::Weekly { .. })).cloned().collect();
+        Self { windows, ..self.clone() }
     }
 
     /// The windows as written.

@@ -40,7 +40,7 @@ use crate::refresh;
 use crate::report::{Ending, Event, Stamped, Step};
 use crate::store::Store;
 
-pub use self::queue::{Entry, Origin, Work};
+pub use self::queue::{Entry, Held, Origin, Work};
 
 /// How often the loop looks around.
 const BEAT: Duration = Duration::from_secs(1);
@@ -83,7 +83,6 @@ pub type Load = Box<dyn Fn() -> Outcome<Config> + Send>;
 /// One that waits, and who listens.
 struct Waiting {
     entry: Entry,
-    despite_blackout: bool,
     listeners: Listeners,
     told: String,
 }
@@ -170,14 +169,15 @@ pub async fn serve(config: Config, load: Load) -> Outcome<()> {
 fn only_one(config: &Config) -> Outcome<lock::Lock> {
     let file = client::lock_file(&config.daemon.state_dir);
     // a client may just be looking whether there is one
-    drop(lock::take_within(&file, Duration::from_secs(5))?);
-    match lock::try_take(&file, &refresh::holder("daemon", "daemon"))? {
-        Taken::Ours(lock) => Ok(lock),
-        Taken::Theirs(holder) => {
-            let by = holder.map_or_else(String::new, |h| format!(", process {} since {}", h.pid, h.since));
-            Err(Problem::new(Kind::Locked, format!("a daemon runs already{by}")))
-        }
+    if let Some(mut lock) = lock::take_within(&file, Duration::from_secs(5))? {
+        lock.describe(&refresh::holder("daemon", "daemon"))?;
+        return Ok(lock);
     }
+    let by = match lock::try_take(&file, &refresh::holder("daemon", "daemon"))? {
+        Taken::Ours(lock) => return Ok(lock),
+        Taken::Theirs(holder) => holder.map_or_else(String::new, |h| format!(", process {} since {}", h.pid, h.since)),
+    };
+    Err(Problem::new(Kind::Locked, format!("a daemon runs already{by}")))
 }
 
 #[derive(Clone, Copy)]
@@ -268,14 +268,6 @@ impl Daemon {
 
     /// Puts work in the queue; one that waits already is joined.
     fn enqueue(&mut self, work: Work, origin: Origin, wish: Wish, listener: Option<Listener>) -> Outcome<u64> {
-        if let Some(same) = self.waiting.iter_mut().find(|waiting| waiting.entry.work == work)
-            && !wish.no_wait
-        {
-            same.listeners.join(listener);
-            same.despite_blackout |= wish.despite_blackout;
-            same.told.clear();
-            return Ok(same.entry.ticket);
-        }
         let (hosts, on_busy, patience) = match &work {
             Work::Refresh(name) => {
                 let refresh = self.config.refresh(name).ok_or_else(|| {
@@ -292,21 +284,33 @@ impl Daemon {
                 ([host.clone()].into(), OnBusy::Wait, Duration::from_secs(2 * 3600))
             }
         };
+        let on_busy = if wish.no_wait { OnBusy::Fail } else { on_busy };
+        if let Some(same) = self.waiting.iter_mut().find(|waiting| waiting.entry.work == work)
+            && !wish.no_wait
+        {
+            same.listeners.join(listener);
+            same.told.clear();
+            if origin.leads_on() && !same.entry.origin.leads_on() {
+                // from here on it is wanted by itself, with its own patience
+                same.entry =
+                    Entry { origin, on_busy, patience, no_wait: false, since: Utc::now(), ..same.entry.clone() };
+            }
+            return Ok(same.entry.ticket);
+        }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let on_busy = if wish.no_wait { OnBusy::Fail } else { on_busy };
         tracing::info!(work = %work, origin = %origin, "asked for");
-        let no_wait = wish.no_wait;
-        let entry = Entry { ticket, work, origin, hosts, on_busy, patience, no_wait, since: Utc::now() };
+        let (no_wait, since) = (wish.no_wait, Utc::now());
+        let entry = Entry { ticket, work, origin, hosts, on_busy, patience, no_wait, held: None, since };
         let mut listeners = Listeners::default();
         listeners.join(listener);
-        let despite_blackout = wish.despite_blackout;
-        self.waiting.push_back(Waiting { entry, despite_blackout, listeners, told: String::new() });
+        self.waiting.push_back(Waiting { entry, listeners, told: String::new() });
         Ok(ticket)
     }
 
     fn judge(&self, now: DateTime<Utc>) -> Vec<(u64, queue::Verdict)> {
-        let waiting: Vec<Entry> = self.waiting.iter().map(|waiting| waiting.entry.clone()).collect();
+        let held = |waiting: &Waiting| Entry { held: self.held(waiting, now), ..waiting.entry.clone() };
+        let waiting: Vec<Entry> = self.waiting.iter().map(held).collect();
         let running: Vec<&Entry> = self.running.values().map(|run| &run.entry).collect();
         let state = queue::Now { at: now, max_runs: self.config.daemon.max_runs, recovering: self.recovering };
         queue::judge(&waiting, &running, state).into_iter().map(|(entry, verdict)| (entry.ticket, verdict)).collect()
@@ -315,10 +319,6 @@ impl Daemon {
     fn admit(&mut self, now: DateTime<Utc>) {
         for (ticket, verdict) in self.judge(now) {
             let Some(at) = self.waiting.iter().position(|waiting| waiting.entry.ticket == ticket) else { continue };
-            let verdict = match verdict {
-                queue::Verdict::Begin => self.blackout(&self.waiting[at], now),
-                other => other,
-            };
             match verdict {
                 queue::Verdict::Wait(why) => {
                     let waiting = &mut self.waiting[at];
@@ -335,7 +335,15 @@ impl Daemon {
                 }
                 queue::Verdict::GiveUp(why) => {
                     if let Some(waiting) = self.waiting.remove(at) {
-                        self.give_up(waiting, &why);
+                        let skip = waiting.entry.on_busy == OnBusy::Skip;
+                        let ending = if skip { Ending::Skipped } else { Ending::Locked };
+                        let problem = Problem::new(Kind::Locked, format!("another run is in the way: {why}"));
+                        self.give_up(waiting, ending, problem);
+                    }
+                }
+                queue::Verdict::LeaveOut(why) => {
+                    if let Some(waiting) = self.waiting.remove(at) {
+                        self.give_up(waiting, Ending::Refused, Problem::refused(why));
                     }
                 }
             }
@@ -343,24 +351,21 @@ impl Daemon {
     }
 
     /// One that nobody has asked for and that comes into a blackout waits for its end, or is left out.
-    fn blackout(&self, waiting: &Waiting, now: DateTime<Utc>) -> queue::Verdict {
-        let Work::Refresh(name) = &waiting.entry.work else { return queue::Verdict::Begin };
-        let Some(refresh) = self.config.refresh(name).filter(|_| waiting.entry.origin.leads_on()) else {
-            return queue::Verdict::Begin;
-        };
-        match refresh.blackout.until(now).filter(|_| !waiting.despite_blackout) {
-            None => queue::Verdict::Begin,
-            Some(end) => {
-                let late = (end - waiting.entry.since).to_std().unwrap_or_default();
-                let text = format!("its blackout to end at {}", end.format("%Y-%m-%d %H:%M UTC"));
-                if refresh.catch_up.allows(late) { queue::Verdict::Wait(text) } else { queue::Verdict::GiveUp(text) }
-            }
-        }
+    fn held(&self, waiting: &Waiting, now: DateTime<Utc>) -> Option<Held> {
+        let Work::Refresh(name) = &waiting.entry.work else { return None };
+        let refresh = self.config.refresh(name).filter(|_| waiting.entry.origin.leads_on())?;
+        let end = refresh.blackout.until(now).filter(|_| !waiting.listeners.despite_blackout())?;
+        let late = (end - waiting.entry.since).to_std().unwrap_or_default();
+        let at = end.format("%Y-%m-%d %H:%M UTC");
+        Some(match refresh.catch_up.allows(late) {
+            true => Held::Until(format!("its blackout to end at {at}")),
+            false => Held::For(format!("it came to wait into its blackout, which lasts until {at}")),
+        })
     }
 
     fn begin(&mut self, waiting: Waiting) {
-        let Waiting { entry, despite_blackout, listeners, .. } = waiting;
-        let no_wait = entry.no_wait;
+        let Waiting { entry, listeners, .. } = waiting;
+        let (no_wait, despite_blackout) = (entry.no_wait, listeners.despite_blackout());
         // it is out of the queue: on disk it is dealt with before it begins, so that a crash never doubles it
         if let (Work::Refresh(name), Origin::Schedule(_)) = (&entry.work, &entry.origin) {
             self.keep(name, |_| ());
@@ -372,13 +377,10 @@ impl Daemon {
     }
 
     /// It does not run; that is on record like any other end.
-    fn give_up(&self, mut waiting: Waiting, why: &str) {
+    fn give_up(&self, mut waiting: Waiting, ending: Ending, problem: Problem) {
         if let (Work::Refresh(name), Origin::Schedule(_)) = (&waiting.entry.work, &waiting.entry.origin) {
             self.keep(name, |_| ());
         }
-        let skip = waiting.entry.on_busy == OnBusy::Skip;
-        let ending = if skip { Ending::Skipped } else { Ending::Locked };
-        let problem = Problem::new(Kind::Locked, format!("another run is in the way: {why}"));
         let answer = self.record(&waiting.entry, ending, problem);
         waiting.listeners.tell(&answer);
     }
@@ -406,7 +408,7 @@ impl Daemon {
             }
         } else if let Some(run) = self.running.get_mut(&ticket) {
             if run.entry.origin.leads_on() || run.listeners.others_than(id) {
-                let goes_on = Problem::cancelled().cause("the run goes on: it is not yours alone");
+                let goes_on = Problem::new(Kind::Human, "the run goes on without you: it is not yours alone");
                 let hint = "`mysql-refreshd cancel RUN` cancels it for everyone.";
                 run.listeners.leave(id, Answer::Failed(goes_on.hint(hint)));
             } else {
@@ -446,7 +448,7 @@ impl Daemon {
                 Answer::Finished(Box::new(summary))
             }
             // no run was begun; what nobody has asked for, or nobody hears of, is in the history
-            Ended::Problem(problem) if run.entry.origin.leads_on() || run.listeners.is_empty() => {
+            Ended::Problem(problem) if run.entry.origin.leads_on() || run.listeners.is_deaf() => {
                 let ending = refused(&problem);
                 self.record(&run.entry, ending, problem)
             }
@@ -478,8 +480,7 @@ impl Daemon {
                 tracing::info!(refresh = refresh.name, after = first, "paused: it does not follow");
                 continue;
             }
-            let wish = Wish { no_wait: false, despite_blackout: false };
-            let work = Work::Refresh(refresh.name.clone());
+            let (wish, work) = (Wish::default(), Work::Refresh(refresh.name.clone()));
             if let Err(problem) = self.enqueue(work, Origin::After(first.clone()), wish, None) {
                 tracing::error!(refresh = refresh.name, %problem, "cannot begin");
             }
@@ -506,6 +507,10 @@ impl Daemon {
         for mut waiting in std::mem::take(&mut self.waiting) {
             if waiting.entry.origin.leads_on() {
                 tracing::warn!(work = %waiting.entry.work, origin = %waiting.entry.origin, "it waited, and is not begun");
+                if matches!(waiting.entry.origin, Origin::After(_)) {
+                    let problem = Problem::cancelled().cause("the daemon ended before it could begin");
+                    self.record(&waiting.entry, Ending::Cancelled, problem);
+                }
             }
             waiting.listeners.tell(&Answer::Failed(Problem::cancelled().cause("the daemon is about to end")));
         }
@@ -514,7 +519,7 @@ impl Daemon {
 }
 
 /// How something was asked for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Wish {
     no_wait: bool,
     despite_blackout: bool,

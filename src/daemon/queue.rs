@@ -61,6 +61,15 @@ impl fmt::Display for Origin {
     }
 }
 
+/// A blackout, to one that nobody insists on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Held {
+    /// It waits for this.
+    Until(String),
+    /// It will be too late then.
+    For(String),
+}
+
 /// One that waits or runs.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -78,6 +87,8 @@ pub struct Entry {
     pub patience: Duration,
     /// Not to wait for anything.
     pub no_wait: bool,
+    /// Why it must not begin now, whatever the others do; it is in nobody's way meanwhile.
+    pub held: Option<Held>,
     /// Since when it waits or runs.
     pub since: DateTime<Utc>,
 }
@@ -98,6 +109,8 @@ pub enum Verdict {
     Wait(String),
     /// It is given up: another one is in its way, and it is not to wait, or not any longer.
     GiveUp(String),
+    /// It is left out: it may not begin in time.
+    LeaveOut(String),
 }
 
 /// What else there is to know.
@@ -118,11 +131,16 @@ pub fn judge<'a>(waiting: &'a [Entry], running: &[&Entry], now: Now) -> Vec<(&'a
     let mut passed: Vec<&Entry> = Vec::new();
     let mut verdicts = Vec::new();
     for entry in waiting {
-        let verdict = one(entry, &begun, &passed, now);
+        let verdict = match &entry.held {
+            Some(Held::Until(why)) => Verdict::Wait(why.clone()),
+            Some(Held::For(why)) => Verdict::LeaveOut(why.clone()),
+            None => one(entry, &begun, &passed, now),
+        };
         match verdict {
+            Verdict::Wait(_) if entry.held.is_some() => {}
             Verdict::Begin => begun.push(entry),
             Verdict::Wait(_) => passed.push(entry),
-            Verdict::GiveUp(_) => {}
+            Verdict::GiveUp(_) | Verdict::LeaveOut(_) => {}
         }
         verdicts.push((entry, verdict));
     }
@@ -174,6 +192,7 @@ mod tests {
             on_busy: OnBusy::Wait,
             patience: Duration::from_secs(60),
             no_wait: false,
+            held: None,
             since: DateTime::UNIX_EPOCH,
         }
     }
@@ -189,6 +208,7 @@ mod tests {
                 Verdict::Begin => "begin".to_owned(),
                 Verdict::Wait(why) => format!("wait: {why}"),
                 Verdict::GiveUp(why) => format!("give up: {why}"),
+                Verdict::LeaveOut(why) => format!("leave out: {why}"),
             })
             .collect()
     }
@@ -217,6 +237,15 @@ mod tests {
             words(&waiting[1..2], &[], Now { recovering: true, ..now(0) }),
             ["wait: interrupted runs to be put back"]
         );
+    }
+
+    #[test]
+    fn who_is_held_by_a_blackout_is_in_nobodys_way() {
+        let (mut a, mut b) = (entry(1, "a", &["prod/db1", "rnd/r1"]), entry(2, "b", &["prod/db2", "rnd/r1"]));
+        a.held = Some(Held::Until("noon".into()));
+        b.held = Some(Held::For("noon".into()));
+        let waiting = [a, b, entry(3, "c", &["prod/db1", "rnd/r1"]), entry(4, "d", &["prod/db2", "rnd/r2"])];
+        assert_eq!(words(&waiting, &[], now(0)), ["wait: noon", "leave out: noon", "begin", "begin"]);
     }
 
     #[test]

@@ -156,3 +156,23 @@ pub(super) fn recover(config: Arc<Config>, store: Store, pulse: Pulse, main: mps
         let _ = main.send(Message::Recovered(clean));
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gives_no_sign_of_life_is_stuck() {
+        let limit = Duration::from_millis(60);
+        let mut watched = Watched::default();
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(30));
+            watched.pulse.beat();
+            assert!(!watched.is_stuck(limit));
+        }
+        std::thread::sleep(Duration::from_millis(80));
+        assert!(watched.is_stuck(limit));
+        watched.pulse.beat();
+        assert!(!watched.is_stuck(limit));
+    }
+}

@@ -18,12 +18,8 @@ impl Daemon {
                 if late {
                     tracing::info!(refresh = name, %planned, "a missed run is made good");
                 }
-                let asked = Wish { no_wait: false, despite_blackout: false };
                 let work = Work::Refresh(name.to_owned());
-                if let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.entry.work == work) {
-                    tracing::info!(refresh = name, "it waits already; nothing is added");
-                    waiting.entry.origin = Origin::Schedule(planned);
-                } else if let Err(problem) = self.enqueue(work, Origin::Schedule(planned), asked, None) {
+                if let Err(problem) = self.enqueue(work, Origin::Schedule(planned), Wish::default(), None) {
                     tracing::error!(refresh = name, %problem, "cannot begin");
                 }
             }

@@ -51,7 +51,12 @@ impl Daemon {
                     return say(Answer::Failed(problem));
                 }
                 let wish = Wish { no_wait, despite_blackout };
-                let listener = Listener { id: self.next_ticket, answers: answers.clone() };
+                let listener = Listener {
+                    id: self.next_ticket,
+                    who: who.clone(),
+                    despite_blackout,
+                    answers: Some(answers.clone()),
+                };
                 self.next_ticket += 1;
                 let id = listener.id;
                 match self.enqueue(work, Origin::Person(who), wish, Some(listener)) {
@@ -148,18 +153,24 @@ impl Daemon {
                 format!("{name} is followed again")
             }
         };
-        self.timetable.pause(name, by.is_some(), now);
-        if by.is_some() {
-            // what somebody has asked for stays
-            let own = Work::Refresh(name.to_owned());
-            self.waiting.retain(|waiting| waiting.entry.work != own || !waiting.entry.origin.leads_on());
-        }
+        let paused = by.is_some();
         row.paused = by.map(|by| Paused { since: now, by });
         if let Some((seen, schedule)) = self.timetable.seen(name) {
-            row.seen = Some(seen);
+            row.seen = Some(seen.max(now));
             row.schedule = Some(schedule);
         }
         self.store.keep_schedule(name, &row)?;
+        self.timetable.pause(name, paused, now);
+        if paused {
+            // what somebody has asked for, too, stays as theirs
+            let own = Work::Refresh(name.to_owned());
+            for waiting in self.waiting.iter_mut().filter(|waiting| waiting.entry.work == own) {
+                if let Some(who) = waiting.listeners.first() {
+                    waiting.entry.origin = Origin::Person(who.to_owned());
+                }
+            }
+            self.waiting.retain(|waiting| waiting.entry.work != own || !waiting.entry.origin.leads_on());
+        }
         Ok(text)
     }
 

@@ -377,6 +377,12 @@ fn a_schedule_must_come_round() {
     assert!(never.contains("refreshes.n.blackout: the schedule never comes round outside these windows"), "{never}");
     World::refresh("schedule = \"30 2 * * *\"\nblackout = [\"02:00-03:00\"]\ncatch_up = \"1h\"").config();
     World::refresh("schedule = \"30 2 * * *\"\nblackout = [\"mon 02:00-03:00\"]").config();
+    // a freeze has an end, and so has a week-end
+    World::refresh("schedule = \"0 * * * *\"\nblackout = [\"2020-01-01..2090-01-01\"]").config();
+    World::refresh("schedule = \"*/5 * * * *\"\nblackout = [\"sat,sun 00:00-24:00\", \"mon-fri 01:00-24:00\"]")
+        .config();
+    // one that has had its last occurrence takes nothing down
+    World::refresh("schedule = \"0 0 2 1 1 * 2020\"").config();
     let often = errors("schedule = \"*/10 * * * *\"\njitter = \"10m\"");
     assert!(often.contains("refreshes.n.jitter: it is not shorter than the time"), "{often}");
     let more = "\n[refreshes.m]\nsource = \"prod\"\ndestinations = [\"rnd\"]\n";

@@ -105,7 +105,11 @@ impl Timetable {
 
     /// Up to when occurrences of a refresh have been dealt with, and of which schedule.
     pub fn seen(&self, name: &str) -> Option<(DateTime<Utc>, String)> {
-        self.rows.get(name).map(|row| (row.seen, row.schedule.text()))
+        self.rows.get(name).map(|row| {
+            // one that waits for the end of a blackout is not dealt with
+            let seen = row.owed.map_or(row.seen, |owed| row.seen.min(owed - TimeDelta::seconds(1)));
+            (seen, row.schedule.text())
+        })
     }
 
     /// The names of all refreshes with a schedule.
@@ -196,7 +200,8 @@ impl Row {
         if now - begins <= ON_TIME {
             return Some(Verdict::Run { planned, late: false });
         }
-        if self.catch_up.allows(late(now)) {
+        // what was allowed to wait for the end of a window is allowed a moment after it
+        if self.catch_up.allows(late(now - ON_TIME)) {
             return Some(Verdict::Run { planned, late: true });
         }
         Some(Verdict::Missed {
@@ -222,7 +227,8 @@ impl Row {
             match self.blackout.until(begins) {
                 None => return Some(begins),
                 Some(end) if self.catch_up.allows((end - begins).to_std().unwrap_or_default()) => return Some(end),
-                Some(_) => {}
+                // none before it ends
+                Some(end) => at = at.max(end - TimeDelta::seconds(1)),
             }
         }
         None

@@ -143,6 +143,11 @@ fn what_falls_into_a_blackout_waits_for_its_end_or_is_left_out() {
     noon.catch_up = CatchUp::Within(Duration::from_secs(6 * 3600));
     let told = simulate(std::slice::from_ref(&noon), zone, begin, end);
     assert_eq!(told, ["01-08 18:00:00 +0000 noon runs late", "01-09 12:00:00 +0000 noon runs"]);
+    // the same, noticed a moment later; and on disk it is not dealt with before
+    let mut table = Timetable::new(std::iter::once(&noon), &BTreeMap::new(), at(begin));
+    assert!(table.due(at("2027-01-08T12:00:00Z")).is_empty());
+    assert_eq!(table.seen("noon").unwrap().0, at("2027-01-08T11:59:59Z"));
+    assert!(matches!(table.due(at("2027-01-08T18:00:01Z"))[0].1, Verdict::Run { late: true, .. }));
     noon.catch_up = CatchUp::Within(Duration::from_secs(5 * 3600));
     assert!(simulate(std::slice::from_ref(&noon), zone, begin, end)[0].contains("missed"));
     let table = Timetable::new(std::iter::once(&noon), &BTreeMap::new(), at(begin));
