@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::DateTime;
+use chrono::{DateTime, TimeDelta};
 use chrono_tz::Tz;
 
 use super::form::{self, Form, choice, cited, nearest};
@@ -146,8 +146,11 @@ fn schedule<'v>(reader: &mut Reader<'v>, section: &mut Section<'v>, zone: Tz) ->
     let expression = reader.optional(section, "schedule", form::TEXT);
     let key = section.key("schedule");
     match Schedule::parse(&expression?, zone) {
-        // one that has had its last occurrence was right; it must not take all others down with it
-        Ok(schedule) if schedule.next_after(DateTime::UNIX_EPOCH).is_some() => return Some(schedule),
+        // one that has had its last occurrence was right once, and must not take all others down with it; one whose last was before
+        // this program was there never was
+        Ok(schedule) if schedule.next_after(DateTime::UNIX_EPOCH + TimeDelta::days(20_454)).is_some() => {
+            return Some(schedule);
+        }
         Ok(_) => reader.fail(&key, "this schedule never comes round", None),
         Err(error) => {
             let hint = "Write `minute hour day month weekday`, like \"30 2 * * *\", or `@daily`.".to_owned();

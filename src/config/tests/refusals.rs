@@ -382,7 +382,7 @@ fn a_schedule_must_come_round() {
     World::refresh("schedule = \"*/5 * * * *\"\nblackout = [\"sat,sun 00:00-24:00\", \"mon-fri 01:00-24:00\"]")
         .config();
     // one that has had its last occurrence takes nothing down
-    World::refresh("schedule = \"0 0 2 1 1 * 2020\"").config();
+    World::refresh("schedule = \"0 0 2 2 1 * 2026\"").config();
     let often = errors("schedule = \"*/10 * * * *\"\njitter = \"10m\"");
     assert!(often.contains("refreshes.n.jitter: it is not shorter than the time"), "{often}");
     let more = "\n[refreshes.m]\nsource = \"prod\"\ndestinations = [\"rnd\"]\n";
