@@ -59,7 +59,7 @@ fn once_in(seconds: i64) -> String {
 #[test]
 fn a_schedule_fires_once_and_others_follow() {
     let world = World::builder().destinations(2).build();
-    world.set("refreshes.nightly.destinations", "[\"rnd/r1\"]").set("refreshes.nightly.schedule", &once_in(4));
+    world.set("refreshes.nightly.destinations", "[\"rnd/r1\"]").set("refreshes.nightly.schedule", &once_in(8));
     world.set("refreshes.second.source", "\"prod\"").set("refreshes.second.destinations", "[\"rnd/r2\"]");
     world.set("refreshes.second.after", "\"nightly\"").set("refreshes.second.space_reserve", "\"1MiB\"");
     let daemon = start(&world);
@@ -86,10 +86,10 @@ fn at(text: &str) -> chrono::DateTime<chrono::Utc> {
 #[test]
 fn an_occurrence_during_a_short_absence_is_not_lost_and_not_doubled() {
     let world = World::new();
-    world.set("refreshes.nightly.schedule", &once_in(5));
+    world.set("refreshes.nightly.schedule", &once_in(10));
     stop(start(&world));
     assert!(endings(&world, "nightly").is_empty());
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(10));
     let daemon = start(&world);
     wait_for("the run is done", Duration::from_secs(60), || endings(&world, "nightly") == ["done"]);
     stop(daemon);
@@ -402,8 +402,8 @@ fn the_last_line_survives_an_abort() {
 fn one_waits_by_schedule() -> (World, Running, Running) {
     let world = World::new();
     world.set("refreshes.other.source", "\"prod\"").set("refreshes.other.destinations", "[\"rnd\"]");
-    world.set("refreshes.other.space_reserve", "\"1MiB\"").set("refreshes.other.schedule", &once_in(7));
-    let daemon = start_with(&world, world.call(&["daemon"]).fault("controller:copy:before=sleep:9000"));
+    world.set("refreshes.other.space_reserve", "\"1MiB\"").set("refreshes.other.schedule", &once_in(10));
+    let daemon = start_with(&world, world.call(&["daemon"]).fault("controller:copy:before=sleep:14000"));
     let first = world.refresh().spawn();
     wait_for("the other waits", Duration::from_secs(30), || status(&world)["queue"][0]["refresh"] == "other");
     (world, daemon, first)
@@ -447,12 +447,12 @@ fn what_waits_is_not_forgotten_by_a_restart() {
 #[test]
 fn a_schedule_that_was_not_followed_has_missed_nothing() {
     let world = World::new();
-    let schedule = once_in(3);
+    let schedule = once_in(10);
     world.set("refreshes.nightly.schedule", &schedule).set("refreshes.nightly.catch_up", "true");
     stop(start(&world));
     world.set("refreshes.nightly.enabled", "false");
     stop(start(&world));
-    std::thread::sleep(Duration::from_secs(4));
+    std::thread::sleep(Duration::from_secs(10));
     world.set("refreshes.nightly.enabled", "true");
     let daemon = start(&world);
     std::thread::sleep(Duration::from_secs(3));
