@@ -89,9 +89,13 @@ over_ssh() {
     fi
 }
 
-# --- the bench of real hosts: its images and data are made while the rest compiles ------------------------------------
+# --- the bench of real hosts: waits for machines more than it computes, so it runs beside everything else -----------------
 
-hosts_cannot='' images=''
+hosts_cannot='' hosts_job='' hosts_output=target/hosts.log
+trap '[ -z "$hosts_job" ] || kill -TERM -- "-$hosts_job" 2>/dev/null || true' EXIT
+
+# Says whether the bench can be used here, and compiles it. The fail points' build overwrites the program that is to be
+# installed, and cargo run once more would overwrite theirs: so that program is copied aside, and cargo is not asked again.
 prepare_hosts() {
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then tests/hosts/hosts deps || true; fi
     if ! hosts_cannot=$(tests/hosts/hosts able 2>&1); then
@@ -99,23 +103,55 @@ prepare_hosts() {
         return 0
     fi
     hosts_cannot=''
-    nice tests/hosts/hosts build &
-    images=$!
+    mkdir -p target/hosts
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest list --test hosts --list-type binaries-only --message-format json >target/hosts/binaries.json
+        cargo metadata --format-version 1 >target/hosts/metadata.json
+    else
+        cargo test --no-run --test hosts
+    fi
+    cp target/debug/mysql-refreshd target/hosts/mysql-refreshd.new
+    mv target/hosts/mysql-refreshd.new target/hosts/mysql-refreshd
 }
 
-run_on_hosts() {
-    wait "$images" || return 1
-    tests/hosts/hosts sweep
-    if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run --test hosts "$@"
+hosts_tests() {
+    tests/hosts/hosts build && tests/hosts/hosts sweep || return 1
+    export MR_PROGRAM="$PWD/target/hosts/mysql-refreshd"
+    if [ -e target/hosts/binaries.json ]; then
+        cargo nextest run --binaries-metadata target/hosts/binaries.json --cargo-metadata target/hosts/metadata.json "$@"
     else
         cargo test --test hosts "$@" -- --test-threads=2
     fi
 }
 
+# In a process group of its own, so that it can be ended whole. Without nextest it would need cargo, and waits for its turn.
+start_hosts() {
+    [ -z "$hosts_cannot" ] && [ -e target/hosts/binaries.json ] || return 0
+    set -m
+    (
+        set -e
+        began=$SECONDS
+        hosts_tests "$@"
+        printf '(beside the other checks: %s s)\n' $((SECONDS - began))
+    ) >"$hosts_output" 2>&1 </dev/null &
+    hosts_job=$!
+    set +m
+}
+
+join_hosts() {
+    local verdict=0
+    wait "$hosts_job" || verdict=$?
+    hosts_job=''
+    cat "$hosts_output"
+    return $verdict
+}
+
 check_hosts() {
-    if [ -z "$hosts_cannot" ]; then
-        check "tests on real hosts" run_on_hosts "$@"
+    if [ -n "$hosts_job" ]; then
+        check "tests on real hosts" join_hosts
+        return
+    elif [ -z "$hosts_cannot" ]; then
+        check "tests on real hosts" hosts_tests "$@"
         return
     fi
     local name
@@ -134,6 +170,7 @@ if [ $only_hosts = yes ]; then
 fi
 
 if [ $fast = no ]; then
+    start_hosts
     check "format" cargo fmt --check
     check "lints" cargo clippy --all-targets --test hosts "${features[@]}" -- -D warnings
     check "lints of what is installed" cargo clippy --all-targets -- -D warnings

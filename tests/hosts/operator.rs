@@ -1,12 +1,18 @@
 //! What the operator does by the README: installs the program, makes keys, rights, policies and consents with the project's own
 //! scripts, writes the configuration, and calls the program on the controller.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::fleet::{Fleet, Host, Ran};
 
 /// Where the operator has the project on the controller, built.
 pub const CHECKOUT: &str = "/home/deploy/mysql-refreshd";
+
+/// The program to install: what this was built with, or a copy of it (`MR_PROGRAM`) where the suite has built it anew since then,
+/// with fail points.
+fn program() -> PathBuf {
+    std::env::var_os("MR_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_mysql-refreshd").into(), PathBuf::from)
+}
 
 /// The operator of a fleet, sitting at its controller.
 #[derive(Clone, Copy)]
@@ -21,8 +27,7 @@ impl<'a> Operator<'a> {
     pub fn at(fleet: &'a Fleet) -> Operator<'a> {
         let controller = fleet.host("ctl");
         let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-        controller
-            .put(Path::new(env!("CARGO_BIN_EXE_mysql-refreshd")), &format!("{CHECKOUT}/target/release/mysql-refreshd"));
+        controller.put(&program(), &format!("{CHECKOUT}/target/release/mysql-refreshd"));
         for folder in ["utils", "systemd", "config"] {
             controller.put(&project.join(folder), &format!("{CHECKOUT}/{folder}"));
         }
