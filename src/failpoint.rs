@@ -5,7 +5,7 @@
 //!
 //! `MYSQL_REFRESHD_FAIL` holds `WHERE:POINT=ACTION` items, separated by commas. WHERE is the process (`controller`, `source`,
 //! `destination`, `destination@ENV/HOST`, `guard`), ACTION is `error`, `kill`, `kill-once:FILE` (only while there is no
-//! FILE, which it creates), `hold:FILE` or `sleep:MS`.
+//! FILE, which it creates), `kill-at:N` and `error-at:N` (the Nth time this process comes there), `hold:FILE` or `sleep:MS`.
 
 use crate::problem::Outcome;
 
@@ -18,6 +18,7 @@ mod active {
 
     use crate::problem::{Outcome, Problem};
 
+    static HITS: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     static PLACES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
     pub fn init(places: Vec<String>) {
@@ -41,6 +42,12 @@ mod active {
             ("error", _) => return Err(Problem::failed(format!("failure injected at {point}"))),
             ("kill-once", file) if std::fs::OpenOptions::new().write(true).create_new(true).open(file).is_ok() => {
                 return act(point, "kill");
+            }
+            ("kill-at" | "error-at", nth) => {
+                let now = HITS.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+                if nth.parse() == Ok(now) {
+                    return act(point, action.split('-').next().unwrap_or_default());
+                }
             }
             ("kill", _) => {
                 let me = rustix::process::getpid();

@@ -28,6 +28,9 @@ use crate::wire::message::{
     DestinationRequest, Extra, InstallOptions, Keep, Open, ReceiveOptions, Reply, Role, SwapOptions, Up, VerifyOptions,
 };
 
+/// Comes only where a datadir is a mount point, once for every entry that is moved.
+pub const MOVING_POINT: &str = "swap:moving";
+
 /// Fail points inside requests.
 pub const INNER_POINTS: [&str; 11] = [
     "receive:first",
@@ -328,7 +331,10 @@ impl Destination {
     /// The drop-in's text. An installed agent writes no setting that would give the controller more than data: a program to
     /// be run, a file to be written, a door to be opened.
     fn dropin(&self, options: &SwapOptions) -> Outcome<Option<String>> {
-        if options.settings.is_empty() {
+        let flavour = runtime::version(&self.variables)?.flavour;
+        // where our folder lies inside the datadir, MariaDB would show it as a schema
+        let hidden = self.work.inside && flavour == Flavour::MariaDb;
+        if options.settings.is_empty() && !hidden {
             return Ok(None);
         }
         if !self.open.authority.is_trusting() {
@@ -345,9 +351,15 @@ impl Destination {
                 }
             }
         }
-        let (flavour, origin) = (runtime::version(&self.variables)?.flavour, &options.origin);
+        let origin = &options.origin;
         let header = dropin::Header { run: &origin.run, refresh: &origin.refresh, source: &origin.source };
-        Ok(Some(dropin::render(flavour, &header, &options.settings)))
+        let mut text = dropin::render(flavour, &header, &options.settings);
+        if hidden {
+            for folder in swap::NOBODYS {
+                text.push_str(&format!("ignore_db_dirs = {folder}\n"));
+            }
+        }
+        Ok(Some(text))
     }
 
     /// Checks what the running server says of itself.

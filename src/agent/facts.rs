@@ -66,7 +66,23 @@ pub async fn gather(engaged: &Engaged, role: Role, extra: &Extra) -> Outcome<Fac
         tree,
         disk: disk(instance, &work)?,
         socket_path_fits: socket.as_os_str().len() <= MAX_SOCKET,
+        not_at_boot: not_at_boot(&instance.service),
     })
+}
+
+/// A server that a run has stopped must come up when its host boots in the middle of the run: by its own unit, or by this program's
+/// repair at boot.
+fn not_at_boot(service: &Service) -> Option<String> {
+    let Service::Systemd { unit } = service else { return None };
+    let is_enabled = |unit: &str| {
+        let output = Command::new("systemctl").args(["is-enabled", unit]).stdin(Stdio::null()).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    // systemctl(1), is-enabled: these alone are certain not to be started by a boot
+    let never = ["disabled", "enabled-runtime", "linked", "linked-runtime", "masked", "masked-runtime"];
+    let state = is_enabled(unit).filter(|state| never.contains(&state.as_str()))?;
+    let repaired = is_enabled("mysql-refreshd-repair.service").is_some_and(|state| state == "enabled");
+    (!repaired).then(|| format!("the unit {unit} is {state}"))
 }
 
 async fn look_at_server(instance: &Instance, password: Option<&SecretString>) -> Outcome<ServerFacts> {
@@ -222,7 +238,8 @@ fn validate_blocking(executable: &Path, flavour: Flavour, file: Option<PathBuf>,
 }
 
 fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {
-    let parent = work.datadir.parent().unwrap_or(Path::new("/"));
+    // where the work folder is, or will be
+    let parent = if work.inside { &work.datadir } else { work.datadir.parent().unwrap_or(Path::new("/")) };
     let stat = rustix::fs::statvfs(parent).explain(|| format!("cannot ask the filesystem of {}", parent.display()))?;
     let unguarded = work.guarded().err();
     let place = if work.folder.is_dir() { &work.folder } else { parent };
@@ -233,8 +250,8 @@ fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {
         total: stat.f_blocks * stat.f_frsize,
         free_inodes: (stat.f_files > 0).then_some(stat.f_favail),
         unguarded,
-        mount_point: is_mount_point(&work.datadir),
-        lower_layer: in_lower_layer(&work.datadir),
+        immovable: if work.inside { immovable(&work.datadir) } else { Vec::new() },
+        lower_layer: !work.inside && in_lower_layer(&work.datadir),
         writable: writable(place) && writable(parent),
         previous_bytes: tree::bytes_below(&work.previous()),
         stage_bytes: tree::bytes_below(&work.stage()),
@@ -243,22 +260,18 @@ fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {
     })
 }
 
+/// Top-level entries of a datadir that no rename can move: mount points themselves.
+fn immovable(datadir: &Path) -> Vec<String> {
+    let device = std::fs::metadata(datadir).map(|meta| meta.dev()).ok();
+    let entries = std::fs::read_dir(datadir).into_iter().flatten().flatten();
+    let elsewhere = entries.filter(|entry| entry.metadata().ok().map(|meta| meta.dev()) != device);
+    elsewhere.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
 /// Whether a folder on overlayfs has a part in a lower layer, as one that came with a container's image: rename answers EXDEV
 /// then. Such a folder, and on overlayfs only such a one, has one link (verified; kernel, fs/overlayfs/inode.c).
 fn in_lower_layer(folder: &Path) -> bool {
     const OVERLAYFS: u64 = 0x794c_7630;
     let overlay = rustix::fs::statfs(folder).is_ok_and(|stat| stat.f_type as u64 == OVERLAYFS);
     overlay && std::fs::metadata(folder).is_ok_and(|meta| meta.nlink() == 1)
-}
-
-/// Also bind mounts, which have the device of their parent.
-fn is_mount_point(path: &Path) -> bool {
-    let escaped = path
-        .to_string_lossy()
-        .replace('\\', "\\134")
-        .replace(' ', "\\040")
-        .replace('\t', "\\011")
-        .replace('\n', "\\012");
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mounts.lines().any(|line| line.split(' ').nth(4) == Some(&escaped))
 }

@@ -15,6 +15,7 @@ mod destination;
 mod source;
 
 mod accounts;
+mod anchor;
 mod defuse;
 mod drain;
 mod engage;

@@ -137,7 +137,14 @@ pub async fn counts(sql: &mut Sql, flavour: Flavour) -> Outcome<crate::wire::mes
     const NOT_SYSTEM: &str = "NOT IN ('mysql','information_schema','performance_schema','sys')";
     let mut objects = BTreeMap::new();
     for (kind, query) in [
-        ("schemas", format!("SELECT COUNT(*) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME {NOT_SYSTEM}")),
+        (
+            "schemas",
+            // not folders that MariaDB takes for schemas: lost+found, our own
+            format!(
+                "SELECT COUNT(*) FROM information_schema.SCHEMATA \
+                 WHERE SCHEMA_NAME {NOT_SYSTEM} AND SCHEMA_NAME NOT LIKE '#mysql50#%'"
+            ),
+        ),
         (
             "tables",
             format!(

@@ -134,5 +134,6 @@ pub fn points() -> Vec<String> {
     all.extend(both(Role::Destination, DestinationRequest::ALL));
     all.extend(super::source::INNER_POINTS.iter().map(|p| format!("{}:{p}", Role::Source)));
     all.extend(super::destination::INNER_POINTS.iter().map(|p| format!("{}:{p}", Role::Destination)));
+    all.push(format!("{}:{}", Role::Destination, super::destination::MOVING_POINT));
     all
 }

@@ -254,7 +254,7 @@ fn wait_ready(instance: &Instance) -> Outcome<()> {
 
 /// Runs an operator's command to its end. Its stdout is ignored; the end of its stderr goes into the error. One that does not
 /// end in time is killed with its children: it must not stop a server again later.
-fn command<S: AsRef<std::ffi::OsStr>>(words: &[S], limit: Duration, state_dir: &Path) -> Outcome<()> {
+pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S], limit: Duration, state_dir: &Path) -> Outcome<()> {
     command_noted(words, limit, state_dir, None)
 }
 

@@ -214,7 +214,8 @@ impl Source {
             lease_s = lease_s.min(LONGEST_LEASE_S);
         }
         self.guarded = true;
-        blocking(move || guard::arm(&instance, &key, &run, max_outage_s, lease_s)).await?;
+        let what = blocking(move || guard::arm(&instance, &key, &run, max_outage_s, lease_s)).await?;
+        self.session.note(format!("the guard stands: {what}")).await;
         let (place, pulse) = (guard::Place::new(&self.open.instance, &self.identity.key), self.session.pulse.clone());
         self.renewer = Some(tokio::spawn(async move {
             loop {

@@ -1,7 +1,9 @@
 //! The work folder beside a destination's datadir: stage, previous generation, the record of both, and durable writes.
 //!
 //! Everything here lies in one folder, `.NAME.refreshd` next to the datadir `NAME`, on the same filesystem, so that
-//! generations change places by rename. Removes nothing outside that folder.
+//! generations change places by rename. Where the datadir is a mount point there is no such place beside it: there it is
+//! `.refreshd/work` inside (MySQL passes over folders whose name begins with a dot; MariaDB is told to). Removes nothing
+//! outside that folder.
 
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::anchor;
 use super::receive::{Owner, chown, is_root, write_error};
 use crate::authority;
 use crate::durable;
@@ -20,6 +23,9 @@ use crate::wire::message::Origin;
 /// How long an act waits for another agent's: a swap that stops and starts a server.
 const EXCLUSIVE: Duration = Duration::from_secs(1800);
 
+/// Our folder in a datadir that is a mount point.
+pub const INSIDE: &str = ".refreshd";
+
 /// The work folder of a datadir.
 #[derive(Debug, Clone)]
 pub struct Work {
@@ -27,6 +33,8 @@ pub struct Work {
     pub datadir: PathBuf,
     /// The folder itself.
     pub folder: PathBuf,
+    /// The datadir is a mount point, and the folder lies inside.
+    pub inside: bool,
 }
 
 /// What is known of the generations, on disk beside them.
@@ -64,9 +72,12 @@ impl Work {
             .or_else(|error| interrupted(datadir).ok_or(error))
             .explain(|| format!("cannot resolve the datadir {}", datadir.display()))?;
         match (datadir.parent(), datadir.file_name()) {
+            (Some(_), Some(_)) if is_mount_point(&datadir) => {
+                Ok(Self { folder: datadir.join(INSIDE).join("work"), datadir, inside: true })
+            }
             (Some(parent), Some(name)) => {
                 let folder = parent.join(format!(".{}.refreshd", name.to_string_lossy()));
-                Ok(Self { folder, datadir })
+                Ok(Self { folder, datadir, inside: false })
             }
             _ => Err(Problem::refused(format!("{} cannot be a datadir", datadir.display()))),
         }
@@ -78,6 +89,9 @@ impl Work {
             return Ok(());
         }
         authority::only_ours(self.datadir.parent().unwrap_or(Path::new("/")))?;
+        if self.inside && !anchor::holds(&self.datadir)? {
+            return Ok(());
+        }
         match std::fs::symlink_metadata(&self.folder) {
             Ok(meta) if !meta.is_dir() || meta.uid() != 0 => {
                 Err(Problem::refused(format!("{} is not root's folder", self.folder.display()))
@@ -120,6 +134,9 @@ impl Work {
     pub fn create(&self) -> Outcome<()> {
         self.guarded()?;
         let owner = self.owner()?;
+        if self.inside {
+            anchor::drop(&self.datadir)?;
+        }
         make_dir(&self.folder)?;
         let mode = std::fs::Permissions::from_mode(if is_root() { 0o710 } else { 0o700 });
         if is_root() {
@@ -188,6 +205,18 @@ impl Work {
         let _ = std::fs::remove_file(self.stage_run());
         Ok(())
     }
+}
+
+/// Also bind mounts, which have the device of their parent.
+fn is_mount_point(path: &Path) -> bool {
+    let escaped = path
+        .to_string_lossy()
+        .replace('\\', "\\134")
+        .replace(' ', "\\040")
+        .replace('\t', "\\011")
+        .replace('\n', "\\012");
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(4) == Some(&escaped))
 }
 
 /// A folder that nobody else may enter.

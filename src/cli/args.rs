@@ -327,6 +327,9 @@ pub enum Command {
         /// The guard's record
         #[arg(long)]
         file: PathBuf,
+        /// Start the server if the guard of this run has not
+        #[arg(long, value_name = "RUN")]
+        cap: Option<String>,
     },
     /// (internal) Start a process that outlives this one
     #[command(hide = true)]

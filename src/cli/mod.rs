@@ -128,7 +128,10 @@ fn dispatch(cli: Cli) -> Outcome<u8> {
         Some(Command::Agent { role, trust_controller, policy, .. }) => {
             agent(role, &if trust_controller { Authority::trusting(policy) } else { Authority::strict() })
         }
-        Some(Command::Guard { file }) => guard::run(&file).map(|()| failure::DONE),
+        Some(Command::Guard { file, cap: None }) => guard::watch::run(&file, &terminal::say).map(|()| failure::DONE),
+        Some(Command::Guard { file, cap: Some(run) }) => {
+            guard::watch::cap(&file, &run, &terminal::say).map(|()| failure::DONE)
+        }
         Some(Command::Launch { log, program, arguments }) => {
             launch::middle(&log, &program, &arguments).map(|()| failure::DONE)
         }

@@ -171,6 +171,13 @@ fn source_rules(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>) {
     for refusal in &source.facts.tree.refusals {
         verdict.refuse(id, refusal.clone(), FILES_HINT);
     }
+    if let Some(why) = &source.facts.not_at_boot {
+        verdict.refuse(
+            id,
+            format!("would stay down if its host booted in the middle of the run: {why}"),
+            "`systemctl enable` it there, or install and enable mysql-refreshd-repair.service.",
+        );
+    }
     for file in &server.outside_files {
         verdict.refuse(
             id,
@@ -313,10 +320,13 @@ fn destination_rules(verdict: &mut Verdict, destination: &Side<'_>) {
             verdict.refuse(id, format!("the setting {name} may not be pushed to it"), format!("{why}."));
         }
     }
-    if disk.mount_point {
+    if !disk.immovable.is_empty() {
         verdict.refuse(
             id,
-            "the datadir is a mount point and cannot change places by rename",
+            format!(
+                "the datadir is a mount point, and so are entries of it, which cannot be moved: {}",
+                disk.immovable.join(", ")
+            ),
             "Mount the volume one level higher and make the datadir a folder in it.",
         );
     }

@@ -48,6 +48,8 @@ pub struct Facts {
     pub disk: DiskFacts,
     /// Where a server socket for the isolated start would be, and whether its path is short enough.
     pub socket_path_fits: bool,
+    /// Why the server would stay down after a boot of the host; None: something starts it, or nobody can tell.
+    pub not_at_boot: Option<String>,
 }
 
 /// A running server.
@@ -117,8 +119,8 @@ pub struct DiskFacts {
     pub free_inodes: Option<u64>,
     /// Why root cannot work beside the datadir: somebody else could change the folders there.
     pub unguarded: Option<Problem>,
-    /// The datadir is a mount point: it cannot be exchanged by rename.
-    pub mount_point: bool,
+    /// The datadir is a mount point, and these entries of it cannot be moved.
+    pub immovable: Vec<String>,
     /// The datadir comes from a lower layer of an overlay: it cannot be renamed at all.
     pub lower_layer: bool,
     /// The agent may create the work folder beside the datadir.

@@ -2,36 +2,77 @@
 
 use crate::accounts;
 use crate::dump::{self, EVENTS_DISABLED, FILES_REMADE, LOST_AND_FOUND, MEMORY_EMPTIED};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Host};
 use crate::mariadb::production;
 use crate::operator::Operator;
 
+/// The data of production is on a mount point, the destinations' are on those of other filesystems: refreshed, rolled back, refreshed.
 #[test]
 fn datadirs_that_are_mount_points() {
-    let fleet = Fleet::up(&["src=mariadb,ext4:1G,mount", "d1=mariadb,ext4:1G", "d2=mariadb,xfs:1G,mount", "ctl=plain"]);
-    let (src, d1, d2) = (fleet.host("src"), fleet.host("d1"), fleet.host("d2"));
+    let fleet = Fleet::up(&[
+        "src=mariadb,ext4:1G,mount",
+        "d1=mariadb,ext4:1G,mount",
+        "d2=mariadb,xfs:1G,mount",
+        "d3=mariadb,btrfs:1G,mount",
+        "ctl=plain",
+    ]);
+    let src = fleet.host("src");
     assert_eq!(
         src.sh("findmnt -n -o FSTYPE /var/lib/mysql; ls -d /var/lib/mysql/lost+found"),
         "ext4\n/var/lib/mysql/lost+found"
     );
     production(src);
-    [d1, d2].into_iter().for_each(accounts::make);
-    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "ssh"), ("d2", "ssh")], "");
-    // as a destination it could not be exchanged by rename: said before anything is touched
-    let lives = || [src.server_life(), d1.server_life(), d2.server_life()];
-    let before = lives();
-    operator.refreshd("check").expect(4).says(&["rnd/d2", "mount point"]);
-    operator.refreshd("--now nightly").expect(4).says(&["rnd/d2", "mount point"]);
-    assert_eq!(lives(), before, "a server was stopped");
-    // as a source it is as good as any
-    operator.configure(("src", "ssh"), &[("d1", "ssh")], "");
+    let names = ["d1", "d2", "d3"];
+    names.iter().for_each(|name| accounts::make(fleet.host(name)));
+    let own = names.map(|name| accounts::rows(fleet.host(name)));
+    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &names.map(|name| (name, "ssh")), "");
+    operator.refreshd("check").expect(0);
     let expected = dump::content(src);
-    operator.refreshd("--now nightly").expect(0);
     let meant = [MEMORY_EMPTIED, FILES_REMADE, LOST_AND_FOUND];
-    expected.with(&[EVENTS_DISABLED]).with(&meant).check_same(&dump::content(d1).with(&meant));
-    assert_eq!(d1.sh("ls -A /srv/data/mysql | grep -c lost+found || true"), "0");
-    d2.sql("SELECT id FROM mine.notes");
-    assert_eq!(d2.server_life(), before[2]);
+    let whole = |host: Host<'_>| {
+        expected.with(&[EVENTS_DISABLED]).with(&meant).check_same(&dump::content(host).with(&meant));
+    };
+    operator.refreshd("--now nightly").expect(0);
+    for (name, own) in names.into_iter().zip(own) {
+        let host = fleet.host(name);
+        whole(host);
+        assert_eq!(accounts::rows(host), own, "{name}: accounts");
+        // root's, and nobody can put another one in its place: the datadir belongs to the server's account
+        assert_eq!(host.sh("stat -c '%U %a' /var/lib/mysql/.refreshd"), "root 711");
+        host.try_sh("su -s /bin/sh mysql -c 'mv /var/lib/mysql/.refreshd /var/lib/mysql/.mine'").expect(1);
+        assert_eq!(host.sql("SHOW DATABASES LIKE '#mysql50#%'"), "");
+    }
+    operator.refreshd("rollback rnd/d2").expect(0);
+    fleet.host("d2").sql("SELECT id FROM mine.notes");
+    operator.refreshd("--now nightly").expect(0);
+    names.into_iter().for_each(|name| whole(fleet.host(name)));
+}
+
+/// MySQL's, with the files that only MySQL has.
+#[test]
+fn datadirs_of_mysql_that_are_mount_points() {
+    let fleet = Fleet::up(&["src=mysql", "d1=mysql,xfs:2G,mount", "ctl=plain"]);
+    let (src, d1) = (fleet.host("src"), fleet.host("d1"));
+    src.sql("CREATE DATABASE shop; CREATE TABLE shop.t (n INT PRIMARY KEY); INSERT INTO shop.t VALUES (1)");
+    d1.sql("CREATE DATABASE mine; CREATE TABLE mine.t (n INT PRIMARY KEY); INSERT INTO mine.t VALUES (2)");
+    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "ssh")], "");
+    operator.refreshd("--now nightly").expect(0);
+    assert_eq!(d1.sql("SELECT n FROM shop.t"), "1");
+    operator.refreshd("rollback rnd/d1").expect(0);
+    assert_eq!(d1.sql("SELECT n FROM mine.t"), "2");
+    operator.refreshd("--now nightly").expect(0);
+    // no server starts on what lies there between two moves
+    let unit = "systemctl start mysql";
+    d1.sh("systemctl stop mysql; cp -a /var/lib/mysql /var/lib/whole");
+    for without in ["mysql.ibd", "mysql", "ibdata1", "mysql.ibd mysql", "mysql.ibd mysql ibdata1", "mysql ibdata1"] {
+        d1.sh(&format!("cd /var/lib/mysql && mkdir /var/lib/aside && mv {without} /var/lib/aside/"));
+        let answers = "mysql -e 'SELECT 1' 2>/dev/null";
+        let started = d1.try_sh(&format!("timeout 60 {unit}; {answers}"));
+        assert_ne!(started.code, Some(0), "serves without {without}");
+        d1.sh("systemctl stop mysql; systemctl reset-failed mysql || true; cd /var/lib/mysql; ls -A | grep -vx .refreshd | xargs rm -rf; cd /var/lib/whole; ls -A | grep -vx .refreshd | xargs -I{} cp -a {} /var/lib/mysql/; rm -rf /var/lib/aside");
+    }
+    d1.sh(unit);
+    assert_eq!(d1.sql("SELECT n FROM shop.t"), "1");
 }
 
 #[test]

@@ -15,6 +15,8 @@ mod gate;
 mod hazards;
 mod ledger;
 #[cfg(feature = "failpoints")]
+mod mounts;
+#[cfg(feature = "failpoints")]
 mod one_off;
 mod oracle;
 mod proxy;

@@ -322,24 +322,6 @@ fn a_destination_of_another_make() {
 }
 
 #[test]
-fn a_datadir_that_is_a_mount_point() {
-    if !is_root() {
-        return;
-    }
-    // what is mounted now is not seen through a gate that was made before
-    let world = World::builder().over("local").build();
-    let server = world.destination();
-    server.stop();
-    let moved = world.root().join("moved");
-    fs::rename(server.datadir(), &moved).unwrap();
-    fs::create_dir(server.datadir()).unwrap();
-    output(Command::new("mount").args(["-t", "tmpfs", "-o", "size=300m"]).arg("tmpfs").arg(server.datadir()));
-    output(Command::new("cp").arg("-a").arg(format!("{}/.", moved.display())).arg(server.datadir()));
-    server.start();
-    refused(&world, &[4], &["mount"]);
-}
-
-#[test]
 fn a_dropin_folder_that_is_not_there() {
     let world = World::new();
     world.set("environments.rnd.hosts.r1.dropin", &format!("\"{}/none/90.cnf\"", world.root().display()));

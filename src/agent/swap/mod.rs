@@ -1,12 +1,26 @@
-//! The swap: the new generation takes the datadir's name by rename, and the way back is on disk before anything happens.
+//! The swap: the new generation takes the datadir's place by rename, and the way back is on disk before anything happens.
 //!
-//! Generations are told apart by their inode, which a rename keeps, so that no file of ours lies inside a datadir. Undo and
-//! the end of a commit are idempotent and read nothing but the journal and the folders.
+//! Generations are told apart by their inodes, which a rename keeps. Undo and the end of a commit are idempotent and read
+//! nothing but the journal and the folders. A datadir that can be renamed changes places in one exchange (`exchange`); one that
+//! is a mount point keeps its name, and its entries are moved (`entries`).
+//!
+//! What is on the disk before what, so that a loss of power at any moment leaves one whole generation that can be told:
+//!
+//! 1. the stage: every file, then every folder, before the swap is asked for;
+//! 2. the journal (file, rename, folder), before the stop;
+//! 3. the drop-in (file, rename, folder), before the exchange;
+//! 4. the exchange (the folders on both sides), before the start: last of all what makes the new generation startable;
+//! 5. the commit's mark in the journal, before the old generation is called the previous one;
+//! 6. the record of the generations, before the journal goes.
+
+mod entries;
+mod exchange;
+
+pub use entries::NOBODYS;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use super::server;
@@ -31,6 +45,9 @@ pub struct Journal {
     origin: Option<Origin>,
     was_running: bool,
     committed: Option<Keep>,
+    /// What is moved where the datadir is a mount point; None: nothing is, or all is back.
+    #[serde(default)]
+    moves: Option<entries::Moves>,
 }
 
 /// A swap in this work folder that is not finished.
@@ -64,7 +81,10 @@ pub struct Wish {
 impl Journal {
     /// Whether this swap is in place: the new generation has the datadir's name.
     pub fn in_place(&self, work: &Work) -> bool {
-        inode(&work.datadir).ok() == Some(self.new)
+        match work.inside {
+            true => self.moves.as_ref().is_some_and(entries::Moves::placed),
+            false => inode(&work.datadir).ok() == Some(self.new),
+        }
     }
 }
 
@@ -77,7 +97,7 @@ pub fn swap(work: &Work, instance: &Instance, key: &str, wish: Wish) -> Outcome<
             .hint("Run `mysql-refreshd recover` first."));
     }
     let log = wish.log;
-    let journal = Journal {
+    let mut journal = Journal {
         run: wish.run,
         old: inode(&work.datadir)?,
         new: inode(&wish.other)?,
@@ -87,10 +107,11 @@ pub fn swap(work: &Work, instance: &Instance, key: &str, wish: Wish) -> Outcome<
         origin: wish.origin,
         was_running: server::find(&work.datadir)?.is_some(),
         committed: None,
+        moves: None,
     };
     write(work, &journal)?;
-    forward(work, instance, key, &journal, log.as_deref()).map_err(|problem| {
-        match back(work, instance, key, &journal) {
+    forward(work, instance, key, &mut journal, log.as_deref()).map_err(|problem| {
+        match back(work, instance, key, journal) {
             Ok(()) => problem,
             Err(undo) => {
                 problem.cause(format!("and the old generation could not be put back: {undo}")).with_kind(Kind::Human)
@@ -99,7 +120,7 @@ pub fn swap(work: &Work, instance: &Instance, key: &str, wish: Wish) -> Outcome<
     })
 }
 
-fn forward(work: &Work, instance: &Instance, key: &str, journal: &Journal, wish_log: Option<&Path>) -> Outcome<()> {
+fn forward(work: &Work, instance: &Instance, key: &str, journal: &mut Journal, wish_log: Option<&Path>) -> Outcome<()> {
     failpoint::hit("swap:journalled")?;
     server::stop(instance)?;
     failpoint::hit("swap:stopped")?;
@@ -109,7 +130,11 @@ fn forward(work: &Work, instance: &Instance, key: &str, journal: &Journal, wish_
         return Err(Problem::failed("somebody started the server again in the middle of the swap"));
     }
     // last: the rename that makes the new generation startable
-    place(work, &journal.other, journal.new, journal.old)?;
+    if work.inside {
+        entries::forward(work, journal)?;
+    } else {
+        exchange::place(work, &journal.other, journal.new, journal.old)?;
+    }
     failpoint::hit("swap:exchanged")?;
     server::ensure_started(instance, key).map_err(|problem| {
         let said = wish_log.map(|log| server::tail_of(&work.datadir.join(log), &work.datadir, 8)).unwrap_or_default();
@@ -122,20 +147,27 @@ fn forward(work: &Work, instance: &Instance, key: &str, journal: &Journal, wish_
 /// another run is left alone.
 pub fn undo(work: &Work, instance: &Instance, key: &str, run: &str) -> Outcome<bool> {
     if !work.folder.is_dir() {
-        return Ok(false);
+        // a run makes it long before it swaps
+        return Err(Problem::failed(format!("{} is not there", work.folder.display()))
+            .hint("Is the datadir's volume mounted? Mount it, then run `mysql-refreshd recover`."));
     }
     let _act = work.exclusive()?;
     match journal(work)? {
         Some(journal) if journal.run == run && journal.committed.is_some() => finish(work, &journal).map(|()| true),
-        Some(journal) if journal.run == run => back(work, instance, key, &journal).map(|()| false),
+        Some(journal) if journal.run == run => back(work, instance, key, journal).map(|()| false),
         _ => Ok(work.generations()?.committed_by.as_deref() == Some(run)),
     }
 }
 
-fn back(work: &Work, instance: &Instance, key: &str, journal: &Journal) -> Outcome<()> {
-    if inode(&work.datadir).ok() != Some(journal.old) {
+fn back(work: &Work, instance: &Instance, key: &str, mut journal: Journal) -> Outcome<()> {
+    if work.inside {
+        if journal.moves.is_some() {
+            server::stop(instance)?;
+            entries::back(work, &mut journal)?;
+        }
+    } else if inode(&work.datadir).ok() != Some(journal.old) {
         server::stop(instance)?;
-        place(work, &journal.other, journal.old, journal.new)?;
+        exchange::place(work, &journal.other, journal.old, journal.new)?;
     }
     put_dropin(instance, journal.dropin_before.as_deref())?;
     if journal.was_running {
@@ -169,7 +201,9 @@ fn finish(work: &Work, journal: &Journal) -> Outcome<()> {
     generations.current = Generation { origin: journal.origin.clone(), dropin: journal.dropin_after.clone() };
     let old = before.unwrap_or_default();
     let previous = work.previous();
-    if journal.other != previous && inode(&journal.other).ok() == Some(journal.old) {
+    if work.inside {
+        entries::keep_old(work, &journal.other)?;
+    } else if journal.other != previous && inode(&journal.other).ok() == Some(journal.old) {
         work.throw_away(&previous)?;
         std::fs::rename(&journal.other, &previous).explain(|| format!("cannot rename {}", journal.other.display()))?;
         sync(&work.folder)?;
@@ -195,43 +229,6 @@ fn end(work: &Work) -> Outcome<()> {
 fn write(work: &Work, journal: &Journal) -> Outcome<()> {
     let bytes = serde_json::to_vec_pretty(journal).explain(|| "cannot write the swap's journal")?;
     write_durably(&work.swap(), &bytes)
-}
-
-/// Brings the generation with inode `wanted` to the datadir's name and the one with inode `rest` to `other`, from wherever an
-/// interrupted exchange left them.
-fn place(work: &Work, other: &Path, wanted: u64, rest: u64) -> Outcome<()> {
-    let aside = work.folder.join("aside");
-    let at = |path: &Path| inode(path).ok();
-    if at(&work.datadir) == Some(rest) && at(other) == Some(wanted) {
-        match renameat_with(CWD, &work.datadir, CWD, other, RenameFlags::EXCHANGE) {
-            Ok(()) => return sync_both(work),
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {}
-            Err(error) => {
-                return Err(std::io::Error::from(error))
-                    .explain(|| format!("cannot exchange {} and {}", work.datadir.display(), other.display()));
-            }
-        }
-    }
-    // a filesystem without an atomic exchange: three renames, each of which can be the last one before a crash
-    let rename = |from: &Path, to: &Path| {
-        std::fs::rename(from, to).explain(|| format!("cannot rename {} to {}", from.display(), to.display()))
-    };
-    if at(&work.datadir) == Some(rest) {
-        rename(&work.datadir, if at(&aside) == Some(wanted) { other } else { &aside })?;
-    }
-    if at(&work.datadir) != Some(wanted) {
-        let from = if at(other) == Some(wanted) { other } else { &aside };
-        rename(from, &work.datadir)?;
-    }
-    if at(&aside) == Some(rest) {
-        rename(&aside, other)?;
-    }
-    sync_both(work)
-}
-
-fn sync_both(work: &Work) -> Outcome<()> {
-    sync(&work.folder)?;
-    work.datadir.parent().map_or(Ok(()), sync)
 }
 
 fn sync(folder: &Path) -> Outcome<()> {
