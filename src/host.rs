@@ -359,6 +359,11 @@ impl SourceHost {
     pub async fn disarm_guard(&mut self) -> Outcome<Option<String>> {
         typed!(self.0, SourceRequest::DisarmGuard, Reply::Disarmed(fired) => fired)
     }
+    /// Waits for replication that ran before; what is still behind after `limit`.
+    pub async fn catch_up(&mut self, runtime: &Runtime, limit: Duration) -> Outcome<Option<String>> {
+        let request = SourceRequest::CatchUp { runtime: runtime.clone(), limit_s: limit.as_secs() };
+        typed!(self.0, request, Reply::CaughtUp(behind) => behind)
+    }
     /// The connection, for streams.
     pub fn connection(&self) -> Outcome<&Connection> {
         self.0.live()
@@ -408,6 +413,16 @@ impl DestinationHost {
     /// Writes the stage out.
     pub async fn sync_stage(&mut self) -> Outcome<()> {
         self.0.done(DestinationRequest::SyncStage).await
+    }
+    /// Another agent goes on with the stage that an earlier one of this run has left whole: what the isolated start did, if that
+    /// was over.
+    pub async fn resume(&mut self, holder: &Holder) -> Outcome<Option<Installed>> {
+        self.0.close().await;
+        if let Some(other) = self.lock(holder).await? {
+            return Err(locked(&self.0.name(), Some(&other)));
+        }
+        self.facts().await?;
+        typed!(self.0, DestinationRequest::Resume, Reply::Resumed(installed) => installed)
     }
     /// The isolated first start.
     pub async fn install(&mut self, options: InstallOptions) -> Outcome<Installed> {

@@ -37,6 +37,9 @@ pub struct Problem {
     pub causes: Vec<String>,
     /// What to do, as sentences.
     pub hints: Vec<String>,
+    /// It may be over in a moment: worth another try where nothing was done yet.
+    #[serde(default)]
+    pub passing: bool,
 }
 
 /// The result of anything that can fail.
@@ -45,7 +48,7 @@ pub type Outcome<T> = Result<T, Problem>;
 impl Problem {
     /// A problem of the given kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), causes: Vec::new(), hints: Vec::new() }
+        Self { kind, message: message.into(), causes: Vec::new(), hints: Vec::new(), passing: false }
     }
     /// A step failed.
     pub fn failed(message: impl Into<String>) -> Self {
@@ -96,6 +99,12 @@ impl Problem {
     #[must_use]
     pub fn on(mut self, host: impl fmt::Display) -> Self {
         self.message = format!("{host}: {}", self.message);
+        self
+    }
+    /// It may be over in a moment.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.passing = true;
         self
     }
     /// The same with another kind.

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,7 +53,18 @@ pub trait Undoer<U> {
     fn undo(&mut self, undo: &U) -> impl Future<Output = Outcome<()>>;
     /// In words, for log and report.
     fn describe(&self, undo: &U) -> String;
+    /// The machine on which it happens.
+    fn place(&self, undo: &U) -> String;
 }
+
+/// Pauses before another try where something failed that may be over in a moment: growing, and spread by a half, so that many
+/// that failed at once do not come back at once.
+pub fn pauses(first: Duration) -> impl Iterator<Item = Duration> {
+    (0..RETRIES).map(move |n| first * 3u32.pow(n)).map(|base| base.mul_f64(0.75 + fastrand::f64() / 2.0))
+}
+
+/// How often something is tried again.
+pub const RETRIES: u32 = 2;
 
 /// An undo that is in the journal.
 #[derive(Debug)]
@@ -63,13 +74,30 @@ pub struct Armed<U> {
     undo: U,
 }
 
-/// Undoes; an agent that is lost on the way gets one successor.
-async fn undo_surely<U>(undoer: &mut impl Undoer<U>, undo: &U) -> Outcome<()> {
-    match undoer.undo(undo).await {
-        Err(problem) if problem.kind == Kind::Lost => undoer.undo(undo).await,
-        result => result,
+/// Undoes. An agent that is lost on the way gets a successor at once; a machine that cannot be reached gets a few moments.
+async fn undo_surely<U>(
+    undoer: &mut impl Undoer<U>,
+    undo: &U,
+    patient: bool,
+    mut say: impl FnMut(&Problem, Duration),
+) -> Outcome<()> {
+    let mut result = undoer.undo(undo).await;
+    if matches!(&result, Err(problem) if problem.kind == Kind::Lost) {
+        result = undoer.undo(undo).await;
     }
+    for pause in pauses(FIRST_PAUSE) {
+        match &result {
+            Err(problem) if problem.passing && patient => say(problem, pause),
+            _ => break,
+        }
+        tokio::time::sleep(pause).await;
+        result = undoer.undo(undo).await;
+    }
+    result
 }
+
+/// Before the first of these tries.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One run.
 pub struct Run<U> {
@@ -183,10 +211,20 @@ impl<U: Serialize + DeserializeOwned + Clone> Run<U> {
 
     /// Fires an undo on the good path. It stays armed if that fails.
     pub async fn fire(&self, armed: Armed<U>, undoer: &mut impl Undoer<U>) -> Outcome<()> {
-        undo_surely(undoer, &armed.undo)
+        let place = undoer.place(&armed.undo);
+        undo_surely(undoer, &armed.undo, true, |problem, pause| self.again(&place, problem, pause))
             .await
             .inspect_err(|problem| self.store.failed(armed.id, &problem.to_string()))?;
         self.store.settle(armed.id)
+    }
+
+    fn again(&self, place: &str, problem: &Problem, pause: Duration) {
+        self.report.warn(place, format!("{problem}; trying again in {:.1} s", pause.as_secs_f64()));
+    }
+
+    /// Lets go of all locks, for another begin.
+    pub fn release_locks(&self) {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The act is final: its undo is no longer wanted.
@@ -197,6 +235,8 @@ impl<U: Serialize + DeserializeOwned + Clone> Run<U> {
     /// Fires everything that is armed and that `which` selects, newest first. Returns what could not be put back.
     pub async fn unwind(&self, undoer: &mut impl Undoer<U>, which: impl Fn(&U) -> bool) -> Vec<Problem> {
         let mut left = Vec::new();
+        // a machine that stayed away through all tries of one undo does not hold up the others' with its own
+        let mut away: Vec<String> = Vec::new();
         let armed = match self.store.armed(&self.id) {
             Ok(armed) => armed,
             Err(problem) => return vec![problem],
@@ -217,8 +257,14 @@ impl<U: Serialize + DeserializeOwned + Clone> Run<U> {
             }
             let what = undoer.describe(&undo);
             self.say_where(&format!("putting back: {what}"));
-            let result = undo_surely(undoer, &undo).await.and_then(|()| self.store.settle(row.id));
+            let place = undoer.place(&undo);
+            let patient = !away.contains(&place);
+            let result = undo_surely(undoer, &undo, patient, |problem, pause| self.again(&place, problem, pause)).await;
+            let result = result.and_then(|()| self.store.settle(row.id));
             if let Err(problem) = &result {
+                if problem.passing {
+                    away.push(place);
+                }
                 self.store.failed(row.id, &problem.to_string());
                 left.push(problem.clone().during(format!("not put back: {what}")));
             }

@@ -108,9 +108,16 @@ impl Serve for Destination {
             DestinationRequest::MakeRoom(keep) => self.make_room(keep).await,
             DestinationRequest::Receive(options) => self.receive(options, inbox).await,
             DestinationRequest::SyncStage => {
-                let stage = self.work.stage();
-                blocking(move || stage::sync_tree(&stage)).await.map(|()| Reply::Done)
+                let (work, run) = (self.work.clone(), self.run()?.to_owned());
+                let received = self.stage == Stage::Received;
+                blocking(move || {
+                    stage::sync_tree(&work.stage())?;
+                    if received { work.keep_stage(&run, None) } else { Ok(()) }
+                })
+                .await
+                .map(|()| Reply::Done)
             }
+            DestinationRequest::Resume => self.resume(),
             DestinationRequest::Install(options) => self.install(*options).await,
             DestinationRequest::Swap(options) => self.swap(*options).await,
             DestinationRequest::Verify(options) => self.verify(&options).await,
@@ -126,7 +133,10 @@ impl Serve for Destination {
         if self.swapped {
             let _ = self.undo_swap().await;
         }
-        if self.staged {
+        // a stage that is whole waits for this run's next agent; `recover` or the next run removes it if none comes
+        let waits = matches!(self.stage, Stage::Received | Stage::Installed)
+            && self.run().is_ok_and(|run| self.work.kept(run).is_some());
+        if self.staged && !waits {
             let _ = self.discard().await;
         }
     }
@@ -168,6 +178,7 @@ fn needs_consent(request: &DestinationRequest) -> bool {
         | DestinationRequest::SyncStage
         | DestinationRequest::Install(_)
         | DestinationRequest::Swap(_)
+        | DestinationRequest::Resume
         | DestinationRequest::Rollback => true,
     }
 }
@@ -240,12 +251,23 @@ impl Destination {
         let (totals, image) =
             blocking(move || receive::receive(&stage, flavour, options.from_disk, &mut pieces, &session)).await?;
         self.stage = Stage::Received;
+        self.work.keep_received(self.run()?)?;
         Ok(Reply::Image { totals, image })
+    }
+
+    /// Goes on where an earlier agent of this run stopped, if what it left is whole.
+    fn resume(&mut self) -> Outcome<Reply> {
+        let kept = self.work.kept(self.run()?).filter(|_| self.stage == Stage::None);
+        let kept = kept.ok_or_else(|| Problem::failed("there is no whole stage of this run to go on with"))?;
+        self.staged = true;
+        self.stage = if kept.installed.is_some() { Stage::Installed } else { Stage::Received };
+        Ok(Reply::Resumed(kept.installed))
     }
 
     /// Brings the destination's own files and accounts into the copy and runs the isolated first start.
     async fn install(&mut self, mut options: InstallOptions) -> Outcome<Reply> {
         self.leave_stage(Stage::Received)?;
+        self.work.unkeep()?;
         self.open.allows(options.own_accounts, options.disable_events)?;
         // where this server's own program files are (a tarball's are not where they were compiled to be), and the size of its
         // redo log, which would be changed twice otherwise
@@ -283,11 +305,13 @@ impl Destination {
         };
         let installed =
             isolated::install(plan, &self.session).await.map_err(|p| p.during("the isolated first start failed"))?;
+        let (work, run, done) = (self.work.clone(), self.run()?.to_owned(), installed.clone());
         let (stage, variables) = (self.work.stage(), self.variables.clone());
         blocking(move || {
             let names = Names::from_variables(&stage, &variables, &options.extra.copy, &options.extra.drop);
             prove_stopped(&stage, flavour, &names)?;
-            stage::sync_tree(&stage)
+            stage::sync_tree(&stage)?;
+            work.keep_stage(&run, Some(done))
         })
         .await?;
         self.stage = Stage::Installed;
@@ -312,6 +336,7 @@ impl Destination {
     async fn swap(&mut self, options: SwapOptions) -> Outcome<Reply> {
         let dropin = self.dropin(&options)?;
         self.leave_stage(Stage::Installed)?;
+        self.work.unkeep()?;
         self.swapped = true;
         let (work, instance, key) = (self.work.clone(), self.open.instance.clone(), self.identity.key.clone());
         let run = self.run()?.to_owned();

@@ -47,6 +47,7 @@ pub async fn record(
         variables: set,
         essential: pick(&ESSENTIAL),
         replication: replication(sql, flavour).await?,
+        lag_s: lag(sql, flavour).await?.into_iter().filter_map(|(name, lag)| Some((name, lag?))).collect(),
         flushing: pick(&FLUSHING),
         server,
         recorded_s: chrono::Utc::now().timestamp(),
@@ -81,6 +82,35 @@ pub async fn replication(sql: &mut Sql, flavour: Flavour) -> Outcome<Vec<(String
         .iter()
         .map(|row| (get(row, name), get(row, io) != "No", get(row, applier) != "No"))
         .collect())
+}
+
+/// How far each replication connection is behind, in seconds; None: it does not run, or does not know.
+async fn lag(sql: &mut Sql, flavour: Flavour) -> Outcome<Vec<(String, Option<u64>)>> {
+    let (query, name, behind) = match flavour {
+        Flavour::MariaDb => ("SHOW ALL SLAVES STATUS", "Connection_name", "Seconds_Behind_Master"),
+        _ => ("SHOW REPLICA STATUS", "Channel_Name", "Seconds_Behind_Source"),
+    };
+    let one = |row: &BTreeMap<String, String>| {
+        (row.get(name).cloned().unwrap_or_default(), row.get(behind).and_then(|seconds| seconds.parse().ok()))
+    };
+    Ok(sql.named(query).await?.iter().map(one).collect())
+}
+
+/// What of the replication that ran before is not back, in words; None: all of it is as near to its source as it was.
+pub async fn behind(sql: &mut Sql, flavour: Flavour, runtime: &Runtime) -> Outcome<Option<String>> {
+    let now = lag(sql, flavour).await?;
+    let mut words = Vec::new();
+    for (name, ..) in runtime.replication.iter().filter(|(_, receives, applies)| *receives && *applies) {
+        let what = if name.is_empty() { "replication".to_owned() } else { format!("replication connection {name:?}") };
+        // what was a second behind may well be two
+        let allowed = runtime.lag_s.get(name).copied().unwrap_or(0) + 1;
+        match now.iter().find(|(is, _)| is == name).and_then(|(_, lag)| *lag) {
+            None => words.push(format!("{what} does not run")),
+            Some(lag) if lag > allowed => words.push(format!("{what} is {lag} s behind")),
+            Some(_) => {}
+        }
+    }
+    Ok((!words.is_empty()).then(|| words.join(", ")))
 }
 
 /// Restores what was recorded. Returns warnings; an essential variable that cannot be put back is an error.

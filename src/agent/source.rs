@@ -102,6 +102,9 @@ impl Serve for Source {
                 Ok(Reply::Started { ours, up_ms: process.map_or(0, |process| process.age_ms()) })
             }
             SourceRequest::DisarmGuard => self.disarm().await.map(Reply::Disarmed),
+            SourceRequest::CatchUp { runtime, limit_s } => {
+                self.catch_up(&runtime, Duration::from_secs(limit_s)).await.map(Reply::CaughtUp)
+            }
         }
     }
 
@@ -324,6 +327,22 @@ impl Source {
         self.stopped = false;
         self.drained = false;
         Ok(started)
+    }
+
+    /// Waits for replication that ran before. What is still behind when the time is over, or the controller gone.
+    async fn catch_up(&self, runtime: &Runtime, limit: Duration) -> Outcome<Option<String>> {
+        if runtime.replication.is_empty() {
+            return Ok(None);
+        }
+        let (mut sql, begun) = (self.sql().await?, std::time::Instant::now());
+        loop {
+            let behind = runtime::behind(&mut sql, self.flavour()?, runtime).await?;
+            if behind.is_none() || begun.elapsed() >= limit || self.session.is_gone() {
+                sql.close().await;
+                return Ok(behind);
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
     }
 
     fn restored_file(&self) -> PathBuf {

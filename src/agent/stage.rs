@@ -18,7 +18,7 @@ use crate::authority;
 use crate::durable;
 use crate::lock::{self, Lock};
 use crate::problem::{Explain, Outcome, Problem};
-use crate::wire::message::Origin;
+use crate::wire::message::{Installed, Origin};
 
 /// How long an act waits for another agent's: a swap that stops and starts a server.
 const EXCLUSIVE: Duration = Duration::from_secs(1800);
@@ -47,6 +47,21 @@ pub struct Generations {
     /// The run whose swap was committed last.
     #[serde(default)]
     pub committed_by: Option<String>,
+}
+
+/// A stage that is whole, for another agent of the same run: on disk beside it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    run: String,
+    /// The boot in which it was received: until it is written out, it does not outlive that.
+    boot: Option<String>,
+    /// What the isolated start did; None: it was not begun.
+    pub installed: Option<Installed>,
+}
+
+/// The machine's current boot.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 /// One generation.
@@ -124,6 +139,36 @@ impl Work {
     fn stage_run(&self) -> PathBuf {
         self.folder.join("stage.run")
     }
+    fn kept_file(&self) -> PathBuf {
+        self.folder.join("stage.json")
+    }
+    /// The stage is whole, but perhaps not on the disk. Costs no fsync: the source is down meanwhile.
+    pub fn keep_received(&self, run: &str) -> Outcome<()> {
+        let kept = Kept { run: run.to_owned(), boot: Some(boot()), installed: None };
+        let bytes = serde_json::to_vec(&kept).explain(|| "cannot note the stage")?;
+        std::fs::write(self.kept_file(), bytes).map_err(|error| write_error(&self.kept_file(), &error))
+    }
+    /// The stage is whole and on the disk.
+    pub fn keep_stage(&self, run: &str, installed: Option<Installed>) -> Outcome<()> {
+        let kept = Kept { run: run.to_owned(), boot: None, installed };
+        write_durably(&self.kept_file(), &serde_json::to_vec(&kept).explain(|| "cannot note the stage")?)
+    }
+    /// The stage is about to be changed: nobody goes on with it.
+    pub fn unkeep(&self) -> Outcome<()> {
+        match std::fs::remove_file(self.kept_file()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).explain(|| format!("cannot remove {}", self.kept_file().display()))
+            }
+            _ => durable::sync_dir(&self.folder).explain(|| format!("cannot make {} durable", self.folder.display())),
+        }
+    }
+    /// A run's stage, if another agent can go on with it.
+    pub fn kept(&self, run: &str) -> Option<Kept> {
+        let kept: Kept = serde_json::from_slice(&std::fs::read(self.kept_file()).ok()?).ok()?;
+        let same_boot = kept.boot.as_ref().is_none_or(|of| *of == boot());
+        let ours = std::fs::read_to_string(self.stage_run()).is_ok_and(|of| of == run);
+        (kept.run == run && ours && same_boot && self.stage().is_dir()).then_some(kept)
+    }
     /// Who owns the datadir.
     pub fn owner(&self) -> Outcome<Owner> {
         let meta = std::fs::metadata(&self.datadir).explain(|| format!("cannot read {}", self.datadir.display()))?;
@@ -151,6 +196,7 @@ impl Work {
     }
     /// An empty stage of a run; an abandoned one is removed. The agent's own until `hand_over`.
     pub fn fresh_stage(&self, run: &str) -> Outcome<()> {
+        self.unkeep()?;
         self.throw_away(&self.stage())?;
         write_durably(&self.stage_run(), run.as_bytes())?;
         make_dir(&self.stage())
@@ -199,6 +245,7 @@ impl Work {
         if std::fs::read_to_string(self.stage_run()).is_ok_and(|other| other != run) {
             return Ok(());
         }
+        self.unkeep()?;
         self.throw_away(&self.stage())?;
         remove(&self.isolated())?;
         remove(&self.trash())?;

@@ -58,6 +58,10 @@ pub struct Destination {
     pub serves: Option<Serves>,
     /// What its isolated start did.
     pub installed: Option<Installed>,
+    /// What an isolated start did whose answer was lost with its agent.
+    pub resumed: Option<Installed>,
+    /// The undo of its swap is in the journal.
+    pub swap_armed: bool,
     /// Armed undos, to be settled once the new generation is committed.
     pub armed: Vec<Armed<Undo>>,
     /// For the report.
@@ -74,6 +78,8 @@ impl Hosts {
             refreshed: false,
             serves: None,
             installed: None,
+            resumed: None,
+            swap_armed: false,
             armed: Vec::new(),
             notes: Vec::new(),
         };
@@ -128,6 +134,12 @@ impl Hosts {
             Some(problem) if abort || self.destinations.iter().all(|d| d.failed.is_some()) => Err(problem.clone()),
             _ => Ok(()),
         }
+    }
+
+    /// An error if a destination was lost that may be back in a moment, where the run could still begin anew with it.
+    pub fn none_lost(&self, may_begin_anew: bool) -> Outcome<()> {
+        let lost = self.destinations.iter().find_map(|d| d.failed.as_ref().filter(|p| p.passing && may_begin_anew));
+        lost.map_or(Ok(()), |problem| Err(problem.clone()))
     }
 
     /// Closes all connections, the source's first: its agent starts the server if it had stopped it.

@@ -2,6 +2,7 @@
 //! run on all destinations at once; one that fails takes no further part.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::hosts::Destination;
 use super::safety::upgrades;
@@ -11,7 +12,7 @@ use crate::mysql::Flavour;
 use crate::mysql::variables::layout_variables;
 use crate::problem::{Outcome, Problem};
 use crate::report::{Reporter, Serves};
-use crate::run::Run;
+use crate::run::{Run, pauses};
 use crate::wire::message::{Extra, InstallOptions, Keep, Origin, SwapOptions, VerifyOptions};
 
 /// What all destinations have in common.
@@ -37,6 +38,40 @@ pub fn keep(policy: &Policy) -> Keep {
     }
 }
 
+/// Before the first new attempt on a destination whose agent was lost.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Does something with a destination's stage. An agent that is lost gets a successor, which goes on where the stage is still
+/// whole: what was copied while the source was down need not be lost with a connection.
+pub async fn surely(
+    destination: &mut Destination,
+    run: &Run<Undo>,
+    work: impl AsyncFn(&mut Destination) -> Outcome<()>,
+) -> Outcome<()> {
+    let mut result = work(destination).await;
+    for pause in pauses(FIRST_PAUSE) {
+        let lost = match &result {
+            Err(problem) if problem.passing && !run.cancel.is_cancelled() => problem.clone(),
+            _ => break,
+        };
+        let s = pause.as_secs_f64();
+        run.report.warn(destination.host.0.name(), format!("{lost}; another agent takes over in {s:.1} s"));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = run.cancel.cancelled() => return Err(Problem::cancelled()),
+        }
+        result = match destination.host.resume(run.holder()).await {
+            Ok(installed) => {
+                destination.resumed = installed;
+                work(destination).await
+            }
+            Err(problem) if problem.passing => Err(problem),
+            Err(problem) => return Err(lost.cause(problem.to_string())),
+        };
+    }
+    result
+}
+
 /// The isolated first start.
 pub async fn install(destination: &mut Destination, shared: &Shared<'_>, report: &Reporter) -> Outcome<()> {
     let policy = &shared.refresh.policy;
@@ -50,7 +85,10 @@ pub async fn install(destination: &mut Destination, shared: &Shared<'_>, report:
         upgrade,
         extra: shared.extra.clone(),
     };
-    let installed = destination.host.install(options).await?;
+    let installed = match destination.resumed.take() {
+        Some(installed) => installed,
+        None => destination.host.install(options).await?,
+    };
     let mut notes = vec![match installed.accounts {
         Some(n) => format!("{n} own accounts and roles kept, the source's dropped"),
         None => "accounts are the source's".to_owned(),
@@ -95,7 +133,10 @@ fn settings(destination: &Destination, shared: &Shared<'_>) -> BTreeMap<String, 
 /// The swap. Its undo is in the journal before.
 pub async fn swap(destination: &mut Destination, shared: &Shared<'_>, run: &Run<Undo>) -> Outcome<()> {
     let settings = settings(destination, shared);
-    destination.armed.push(run.arm(Undo::UndoSwap { host: destination.host.0.host().id.clone() })?);
+    if !destination.swap_armed {
+        destination.armed.push(run.arm(Undo::UndoSwap { host: destination.host.0.host().id.clone() })?);
+        destination.swap_armed = true;
+    }
     destination.host.swap(SwapOptions { settings, origin: shared.origin.clone() }).await
 }
 

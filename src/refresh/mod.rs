@@ -22,17 +22,23 @@ use hosts::{Descriptions, Hosts};
 use undo::Undo;
 
 use crate::config::{Compression, Config, LongTransactions, OnBusy, OnDestinationFailure, Proof, Refresh};
-use crate::host::{Context, Typed};
+use crate::host::{Context, SourceHost, Typed};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::report::{Ending, Event, Pulse, Reporter, Sink, Step, Summary};
 use crate::route::Way;
-use crate::run::{Cancel, Run, new_id};
+use crate::run::{Cancel, Run, new_id, pauses};
 use crate::store::Store;
-use crate::wire::message::{DrainOptions, Extra, Holder, Origin, StreamOptions};
+use crate::wire::message::{DrainOptions, Extra, Holder, Origin, Runtime, StreamOptions};
 
 /// What a run leaves for the way back and for destinations to be told that they failed, in time: part of `max_outage` that is
 /// not spent on copying.
 const START_RESERVE: Duration = Duration::from_secs(10);
+
+/// Before the first new attempt of a run whose connections were lost.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long a run looks after the replication of its source.
+const CATCH_UP: Duration = Duration::from_secs(120);
 
 /// What a run is begun with.
 pub struct Job<'a> {
@@ -66,6 +72,8 @@ struct Figures {
 struct Limits {
     patience: locking::Patience,
     despite_blackout: bool,
+    /// A connection that is lost before the stop ends this attempt, not the run.
+    may_begin_anew: bool,
 }
 
 impl Limits {
@@ -156,11 +164,36 @@ pub async fn run(job: Job<'_>, refresh: &Refresh) -> Outcome<Summary> {
     let mut hosts = Hosts::new(&descriptions, &context, run.holder().clone());
     let mut figures = Figures::default();
     let wait = !job.no_wait && refresh.policy.on_busy == OnBusy::Wait;
-    let limits =
-        Limits { patience: wait.then_some(refresh.policy.lock_timeout), despite_blackout: job.despite_blackout };
+    let limits = Limits {
+        patience: wait.then_some(refresh.policy.lock_timeout),
+        despite_blackout: job.despite_blackout,
+        may_begin_anew: false,
+    };
     let stopped_at = std::cell::Cell::new(None);
-    let result = pipeline(&run, job.config, refresh, &mut hosts, &mut figures, limits, &stopped_at).await;
-    let left = put_back(&run, &mut hosts, result.is_err()).await;
+    let mut pauses = pauses(FIRST_PAUSE);
+    let (result, left) = loop {
+        let pause = pauses.next();
+        let limits = Limits { may_begin_anew: pause.is_some(), ..limits };
+        let result = pipeline(&run, job.config, refresh, &mut hosts, &mut figures, limits, &stopped_at).await;
+        let left = put_back(&run, &mut hosts, result.is_err()).await;
+        // a connection lost before the stop is no reason to leave a night out: all is put back, so begin anew
+        match (&result, pause) {
+            (Err(problem), Some(pause))
+                if problem.passing && stopped_at.get().is_none() && left.is_empty() && !run.cancel.is_cancelled() =>
+            {
+                let s = pause.as_secs_f64();
+                report.warn("", format!("{problem}; nothing was stopped: the run begins anew in {s:.1} s"));
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = run.cancel.cancelled() => {}
+                }
+                hosts.close().await;
+                run.release_locks();
+                hosts = Hosts::new(&descriptions, &context, run.holder().clone());
+            }
+            _ => break (result, left),
+        }
+    };
     // a source that the pipeline could not bring back was down until it was put back
     if figures.outage.is_none() {
         let back = hosts.back_since.unwrap_or_else(Instant::now);
@@ -228,7 +261,8 @@ async fn pipeline(
                 d.armed.push(run.arm(Undo::DiscardStage { host: d.host.0.host().id.clone() })?);
                 d.host.prepare_stage().await
             })
-            .await
+            .await?;
+        hosts.none_lost(limits.may_begin_anew)
     })
     .await?;
 
@@ -250,6 +284,7 @@ async fn pipeline(
             }
             // from here on the previous generation may be gone, whatever becomes of the run
             hosts.each(report, abort, async |d| d.host.make_room(install::keep(policy)).await).await?;
+            hosts.none_lost(limits.may_begin_anew)?;
             Ok((runtime, undrain))
         })
         .await?;
@@ -321,20 +356,50 @@ async fn pipeline(
         },
         extra: extra(refresh),
     };
+    let mut source = hosts.source.take();
+    let (delivered, ()) =
+        tokio::join!(deliver(run, hosts, &shared, abort), caught_up(source.as_mut(), &runtime, report));
+    hosts.source = source;
+    delivered
+}
+
+/// What happens at the destinations once the image has landed. The source is of no concern any more.
+async fn deliver(run: &Run<Undo>, hosts: &mut Hosts, shared: &install::Shared<'_>, abort: bool) -> Outcome<()> {
+    let report = &run.report;
     run.step(Step::Install, async {
-        hosts.each(report, abort, async |d| d.host.sync_stage().await).await?;
-        hosts.each(report, abort, async |d| install::install(d, &shared, report).await).await
+        hosts.each(report, abort, async |d| install::surely(d, run, async |d| d.host.sync_stage().await).await).await?;
+        hosts
+            .each(report, abort, async |d| {
+                install::surely(d, run, async |d| install::install(d, shared, report).await).await
+            })
+            .await
     })
     .await?;
 
-    run.step(Step::Swap, async { hosts.each(report, abort, async |d| install::swap(d, &shared, run).await).await })
+    run.step(Step::Swap, async {
+        hosts
+            .each(report, abort, async |d| install::surely(d, run, async |d| install::swap(d, shared, run).await).await)
+            .await
+    })
+    .await?;
+
+    run.step(Step::Verify, async { hosts.each(report, abort, async |d| install::verify(d, shared).await).await })
         .await?;
 
-    run.step(Step::Verify, async { hosts.each(report, abort, async |d| install::verify(d, &shared).await).await })
-        .await?;
-
-    run.must(Step::Finish, async { hosts.each(report, abort, async |d| install::commit(d, &shared, run).await).await })
+    run.must(Step::Finish, async { hosts.each(report, abort, async |d| install::commit(d, shared, run).await).await })
         .await
+}
+
+/// A source that is a replica is wholly back when it is as near to its own source as it was. Nothing else depends on that.
+async fn caught_up(source: Option<&mut SourceHost>, runtime: &Runtime, report: &Reporter) {
+    let Some(source) = source else { return };
+    let name = source.0.name();
+    match source.catch_up(runtime, CATCH_UP).await {
+        Ok(None) if runtime.replication.is_empty() => {}
+        Ok(None) => report.note(name, "replication is as near to its source as it was"),
+        Ok(Some(behind)) => report.warn(name, format!("{} s after its start: {behind}", CATCH_UP.as_secs())),
+        Err(problem) => report.warn(name, format!("cannot tell whether replication has caught up: {problem}")),
+    }
 }
 
 fn drain_options(refresh: &Refresh) -> DrainOptions {

@@ -93,6 +93,22 @@ impl Undoer<Undo> for Hosts {
             Undo::UndoSwap { host } => format!("{host}: serve the old generation"),
         }
     }
+
+    fn place(&self, undo: &Undo) -> String {
+        undo.host().to_string()
+    }
+}
+
+impl Undo {
+    fn host(&self) -> &HostId {
+        match self {
+            Self::DiscardStage { host }
+            | Self::Undrain { host, .. }
+            | Self::DisarmGuard { host }
+            | Self::StartServer { host, .. }
+            | Self::UndoSwap { host } => host,
+        }
+    }
 }
 
 impl Hosts {

@@ -118,7 +118,7 @@ pub async fn open(
         frame::write(&mut writer, &encode(&lanes)?).await?;
         writer.flush().await.map_err(WireError::from)
     };
-    told.await.map_err(|error| Problem::new(Kind::Lost, "the connection to the agent was lost").because(error))?;
+    told.await.map_err(|error| lost_on_the_way().because(error))?;
     if !banner.is_empty() {
         asides(Aside::Note(format!("skipped what was printed before the agent's greeting: {banner}")));
     }
@@ -375,7 +375,7 @@ impl Connection {
     }
 
     fn why_lost(&self) -> Problem {
-        self.lost().unwrap_or_else(|| Problem::new(Kind::Lost, "the connection to the agent was lost"))
+        self.lost().unwrap_or_else(lost_on_the_way)
     }
 }
 
@@ -441,12 +441,16 @@ async fn read_all(
     };
     // what it said last explains the end better than the end itself; give it a moment to arrive
     tokio::time::sleep(Duration::from_millis(50)).await;
-    let mut problem = Problem::new(Kind::Lost, "the connection to the agent was lost").because(error);
+    let mut problem = lost_on_the_way().because(error);
     let said = stderr.text();
     if !said.is_empty() {
         problem = problem.cause(format!("the agent said: {said}"));
     }
     give_up(&lost, problem, &incoming.answers, &incoming.credit);
+}
+
+fn lost_on_the_way() -> Problem {
+    Problem::new(Kind::Lost, "the connection to the agent was lost").passing()
 }
 
 fn give_up(lost: &watch::Sender<Option<Problem>>, problem: Problem, answers: &Answers, credit: &Semaphore) {
@@ -491,7 +495,8 @@ async fn ping(out: mpsc::Sender<Frame>, watch: Watch) {
         let quiet = lock(&watch.heard).elapsed();
         if quiet > watch.silence {
             let problem =
-                Problem::new(Kind::Lost, format!("nothing was heard from the agent for {} s", quiet.as_secs()));
+                Problem::new(Kind::Lost, format!("nothing was heard from the agent for {} s", quiet.as_secs()))
+                    .passing();
             watch.silent.store(true, Ordering::Relaxed);
             give_up(&watch.lost, problem, &watch.answers, &watch.credit);
             return;

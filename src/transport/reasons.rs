@@ -14,6 +14,7 @@ fn lost(what: impl Into<String>) -> Problem {
 /// Nothing answers there.
 pub(super) fn unreachable(place: &str, why: impl Into<String>) -> Problem {
     lost(format!("{place} cannot be reached"))
+        .passing()
         .cause(why)
         .hint("Check `address` and `port` of the host, its name in the DNS, the network and firewalls.")
 }
@@ -21,6 +22,7 @@ pub(super) fn unreachable(place: &str, why: impl Into<String>) -> Problem {
 /// Something says no before SSH begins.
 pub(super) fn refused(place: &str) -> Problem {
     lost(format!("{place} refuses connections"))
+        .passing()
         .hint("Does sshd run there, and on this port? Check `port` of the host.")
 }
 

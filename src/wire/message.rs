@@ -130,6 +130,9 @@ pub struct Runtime {
     pub essential: BTreeMap<String, String>,
     /// Replication connections: name, receiver running, applier running.
     pub replication: Vec<(String, bool, bool)>,
+    /// How far each connection was behind, in seconds, where that was known.
+    #[serde(default)]
+    pub lag_s: BTreeMap<String, u64>,
     /// The variables that the drain and the stop change, as they were.
     pub flushing: BTreeMap<String, String>,
     /// The server's process when this was recorded, and its start in clock ticks: tells whether it was restarted since.
@@ -186,6 +189,13 @@ pub enum SourceRequest {
     StartServer(Runtime),
     /// Disarm the guard; tells whether it had fired.
     DisarmGuard,
+    /// Wait until replication that ran before is as near to its source as it was; for so many seconds at most.
+    CatchUp {
+        /// As it was.
+        runtime: Runtime,
+        /// Seconds.
+        limit_s: u64,
+    },
 }
 
 /// How the stage is proven.
@@ -311,6 +321,8 @@ pub enum DestinationRequest {
     DiscardStage,
     /// Exchange current and previous generation (an operator's wish).
     Rollback,
+    /// Go on with the stage that an earlier agent of this run has received and proven.
+    Resume,
 }
 
 /// Successful answers.
@@ -350,6 +362,10 @@ pub enum Reply {
     Undone(bool),
     /// To `Rollback`: what serves now, if it is known.
     RolledBack(Option<Origin>),
+    /// To `CatchUp`: what is still behind, in words; None: nothing is.
+    CaughtUp(Option<String>),
+    /// To `Resume`: what the isolated start did, if that was over.
+    Resumed(Option<Installed>),
 }
 
 /// The image's stream, beside chunks; from the source and, forwarded, to every destination.
@@ -487,13 +503,14 @@ macro_rules! named {
 named!(SourceRequest {
     Open => "open", Facts => "facts", Lock => "lock", RecordRuntime => "record-runtime", Drain => "drain", Undrain => "undrain",
     ArmGuard => "arm-guard", StopServer => "stop-server", Stream => "stream", StartServer => "start-server",
-    DisarmGuard => "disarm-guard",
+    DisarmGuard => "disarm-guard", CatchUp => "catch-up",
 });
 
 named!(DestinationRequest {
     Open => "open", Facts => "facts", Lock => "lock", PrepareStage => "prepare-stage", MakeRoom => "make-room", Receive => "receive",
     SyncStage => "sync-stage", Install => "install", Swap => "swap", Verify => "verify", Commit => "commit",
     UndoSwap => "undo-swap", DiscardStage => "discard-stage", Rollback => "rollback",
+    Resume => "resume",
 });
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ mod refusals;
 mod regressions;
 #[cfg(feature = "failpoints")]
 mod repair;
+#[cfg(feature = "failpoints")]
+mod retries;
 mod rights;
 #[cfg(feature = "failpoints")]
 mod secrets;
