@@ -100,10 +100,11 @@ async fn lag(sql: &mut Sql, flavour: Flavour) -> Outcome<Vec<(String, Option<u64
 pub async fn behind(sql: &mut Sql, flavour: Flavour, runtime: &Runtime) -> Outcome<Option<String>> {
     let now = lag(sql, flavour).await?;
     let mut words = Vec::new();
-    for (name, ..) in runtime.replication.iter().filter(|(_, receives, applies)| *receives && *applies) {
+    // one whose lag was not known did not replicate before either
+    for (name, before) in &runtime.lag_s {
         let what = if name.is_empty() { "replication".to_owned() } else { format!("replication connection {name:?}") };
         // what was a second behind may well be two
-        let allowed = runtime.lag_s.get(name).copied().unwrap_or(0) + 1;
+        let allowed = before + 1;
         match now.iter().find(|(is, _)| is == name).and_then(|(_, lag)| *lag) {
             None => words.push(format!("{what} does not run")),
             Some(lag) if lag > allowed => words.push(format!("{what} is {lag} s behind")),

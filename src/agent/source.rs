@@ -331,7 +331,7 @@ impl Source {
 
     /// Waits for replication that ran before. What is still behind when the time is over, or the controller gone.
     async fn catch_up(&self, runtime: &Runtime, limit: Duration) -> Outcome<Option<String>> {
-        if runtime.replication.is_empty() {
+        if runtime.lag_s.is_empty() {
             return Ok(None);
         }
         let (mut sql, begun) = (self.sql().await?, std::time::Instant::now());

@@ -395,7 +395,7 @@ async fn caught_up(source: Option<&mut SourceHost>, runtime: &Runtime, report: &
     let Some(source) = source else { return };
     let name = source.0.name();
     match source.catch_up(runtime, CATCH_UP).await {
-        Ok(None) if runtime.replication.is_empty() => {}
+        Ok(None) if runtime.lag_s.is_empty() => {}
         Ok(None) => report.note(name, "replication is as near to its source as it was"),
         Ok(Some(behind)) => report.warn(name, format!("{} s after its start: {behind}", CATCH_UP.as_secs())),
         Err(problem) => report.warn(name, format!("cannot tell whether replication has caught up: {problem}")),

@@ -12,6 +12,7 @@ mod connections;
 mod dump;
 mod filesystems;
 mod fleet;
+mod guard;
 mod mariadb;
 mod mysql;
 mod one_off;

@@ -30,6 +30,7 @@ mod retries;
 mod rights;
 #[cfg(feature = "failpoints")]
 mod secrets;
+mod servers;
 mod template;
 mod tidy;
 mod transport;

@@ -232,6 +232,39 @@ fn events_and_replication_of_production_are_dead_on_arrival() {
     assert_eq!(statuses, "beat\tENABLED\nnever\tDISABLED\n");
 }
 
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_source_that_is_a_replica_is_back_when_it_has_caught_up() {
+    let world = World::builder().destinations(2).build();
+    world.set("refreshes.nightly.destinations", "[\"rnd/r1\"]");
+    let (upstream, port) = (&world.destinations[1], crate::world::free_port());
+    upstream.stop();
+    upstream.write_options(&format!("server_id=9\nlog-bin=binlog\nbinlog_format=STATEMENT\nport={port}\n"));
+    upstream.start();
+    upstream.sql(
+        "CREATE USER repl@'127.0.0.1' IDENTIFIED BY 'r'; GRANT REPLICATION SLAVE ON *.* TO repl@'127.0.0.1';
+         CREATE DATABASE feed; CREATE TABLE feed.t (n INT PRIMARY KEY, slept INT);",
+    );
+    world.source.sql(&format!(
+        "CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = {port}, MASTER_USER = 'repl', MASTER_PASSWORD = 'r', MASTER_CONNECT_RETRY = 1, MASTER_USE_GTID = slave_pos;
+         START SLAVE;"
+    ));
+    let rows = || world.source.try_sql("SELECT COUNT(*) FROM feed.t").unwrap_or_default();
+    crate::world::wait_for("replication", Duration::from_secs(30), || rows() == "0\n");
+    let (call, hold) = world.refresh().hold("controller:copy:before");
+    let mut running = call.spawn();
+    hold.reached(&mut running);
+    // statements that take as long on the replica, which is down now
+    for n in 1..=3 {
+        upstream.sql(&format!("SET STATEMENT max_statement_time = 0 FOR INSERT INTO feed.t SELECT {n}, SLEEP(1)"));
+    }
+    hold.release();
+    running.wait().expect(0);
+    assert_eq!(rows(), "3\n", "the run did not wait for it");
+    let log = world.program_log();
+    assert!(log.contains("replication is as near to its source as it was"), "{log}");
+}
+
 #[test]
 fn a_destination_that_was_a_replica_is_none_afterwards() {
     let world = World::new();
