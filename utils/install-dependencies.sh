@@ -70,6 +70,7 @@ missing() {
         have sshd || echo sshd
         have_sudo || echo sudo
         have_namespaces || echo namespaces
+        have strace || echo strace
     fi
     if [ "$bench" = yes ]; then
         have rsync || echo rsync

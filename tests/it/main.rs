@@ -19,6 +19,7 @@ mod mounts;
 #[cfg(feature = "failpoints")]
 mod one_off;
 mod oracle;
+mod ordering;
 mod proxy;
 mod refresh;
 mod refusals;

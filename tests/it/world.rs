@@ -583,6 +583,17 @@ impl Call<'_> {
         self
     }
 
+    /// Gives another command the environment of this one.
+    pub fn like<'c>(&self, other: &'c mut Command) -> &'c mut Command {
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => other.env(name, value),
+                None => other.env_remove(name),
+            };
+        }
+        other.args(self.command.get_args())
+    }
+
     /// Adds fail points, as in `controller:stop:after=kill`.
     pub fn fault(mut self, points: &str) -> Self {
         self.faults.push(points.to_owned());
