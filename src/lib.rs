@@ -8,7 +8,7 @@
 //! | 3 | [`refresh`] | the pipeline: one function, top to bottom; plan, recover, rollback |
 //! | 2 | [`config`], [`host`], [`run`] | configuration as typed and validated; typed calls to one machine; steps, arm, fire, unwind |
 //! | 1 | [`transport`], [`agent`], [`authority`], [`store`], [`lock`], [`durable`], [`account`] | how an agent is reached; the agent; what its host allows; journal and history; locks; files replaced whole; UNIX accounts |
-//! | 0 | [`wire`], [`delta`], [`mysql`], [`instance`], [`route`], [`report`], [`problem`], [`failpoint`] | pure data and knowledge |
+//! | 0 | [`wire`], [`delta`], [`mysql`], [`instance`], [`route`], [`report`], [`problem`], [`failpoint`], `mutate` | pure data and knowledge; points that tests fail, and damage that they do |
 //!
 //! Invariants, stated as absences:
 //!
@@ -44,6 +44,7 @@ pub mod transport;
 pub mod delta;
 pub mod failpoint;
 pub mod instance;
+pub mod mutate;
 pub mod mysql;
 pub mod problem;
 pub mod report;

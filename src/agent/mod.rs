@@ -31,3 +31,6 @@ mod stream;
 mod swap;
 mod tree;
 mod upgrade;
+
+#[cfg(test)]
+mod fuzz;

@@ -175,10 +175,7 @@ impl Source {
         if self.open.authority.is_trusting() {
             return Ok(sent.clone());
         }
-        let kept = std::fs::read(self.record_file())
-            .ok()
-            .and_then(|text| serde_json::from_slice::<(String, Runtime)>(&text).ok());
-        match kept {
+        match kept(&self.record_file()) {
             Some((run, runtime)) if run == self.run()? => Ok(runtime),
             _ => {
                 if *sent != Runtime::default() {
@@ -452,6 +449,11 @@ pub fn prove_stopped(datadir: &Path, flavour: Flavour, names: &Names) -> Outcome
         RedoVerdict::NotClean(why) => Err(not_clean(why)),
         RedoVerdict::Unknown(why) => Err(not_clean(format!("the redo log cannot be judged: {why}"))),
     }
+}
+
+/// The run and its runtime state, as this host has recorded them; None: there is no record, or none that is understood.
+pub(super) fn kept(record: &Path) -> Option<(String, Runtime)> {
+    std::fs::read(record).ok().and_then(|text| serde_json::from_slice(&text).ok())
 }
 
 fn judge_redo(datadir: &Path, flavour: Flavour) -> Outcome<RedoVerdict> {

@@ -135,7 +135,7 @@ async fn converse(stream: UnixStream, state_dir: &Path, main: &mpsc::UnboundedSe
     writer.shutdown().await
 }
 
-fn understand(line: &str, state_dir: &Path) -> Outcome<Greeting> {
+pub(super) fn understand(line: &str, state_dir: &Path) -> Outcome<Greeting> {
     // the protocol first: the rest may have another shape in another version
     #[derive(serde::Deserialize)]
     struct Version {

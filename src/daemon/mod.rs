@@ -536,3 +536,6 @@ fn refused(problem: &Problem) -> Ending {
         Kind::Failed | Kind::Lost => Ending::Failed,
     }
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["refresh"],
     &["config", "host", "run"],
     &["transport", "agent", "authority", "store", "lock", "durable", "account"],
-    &["wire", "delta", "mysql", "instance", "route", "report", "problem", "failpoint"],
+    &["wire", "delta", "mysql", "instance", "route", "report", "problem", "failpoint", "mutate"],
 ];
 
 /// Imports within a row that are allowed: from, to.
@@ -72,7 +72,7 @@ fn sources() -> Vec<(PathBuf, String)> {
 
 /// True for unit tests in files of their own.
 fn is_test(path: &Path) -> bool {
-    path.components().any(|part| ["tests", "tests.rs"].contains(&part.as_os_str().to_str().unwrap()))
+    path.components().any(|part| ["tests", "tests.rs", "fuzz.rs"].contains(&part.as_os_str().to_str().unwrap()))
 }
 
 /// The lines of a file that are neither comments nor its unit tests.
@@ -293,7 +293,7 @@ fn main_is_a_door() {
 
 #[test]
 fn no_test_file_is_forgotten() {
-    for folder in ["tests/it", "tests/hosts"] {
+    for folder in ["tests/it", "tests/fuzz", "tests/hosts"] {
         let folder = root().join(folder);
         let main = fs::read_to_string(folder.join("main.rs")).unwrap();
         for path in rust_files(&folder) {
