@@ -103,6 +103,10 @@ impl Writer<'_> {
                 }
                 Some(Piece::Entry(Entry::End { totals, image })) => {
                     failpoint::hit("receive:end")?;
+                    // no proof covers a file that has not ended: it would stay on the stage beside the proven ones
+                    if let Some(open) = self.open.values().next() {
+                        return Err(out_of_order(&format!("the image ended before {}", open.path)));
+                    }
                     return self.hand_over(Step::End(totals, image));
                 }
                 Some(Piece::Entry(entry)) => self.entry(entry)?,
@@ -125,6 +129,9 @@ impl Writer<'_> {
             Entry::File { number, path, mode, len } => {
                 if number == 1 {
                     failpoint::hit("receive:first")?;
+                }
+                if self.open.contains_key(&number) {
+                    return Err(out_of_order("a file under the number of one that is open"));
                 }
                 let full = path.under(self.stage);
                 let file = OpenOptions::new()
