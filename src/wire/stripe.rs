@@ -111,7 +111,8 @@ async fn listen(mut reader: Box<dyn AsyncRead + Send + Unpin>, tell: &mpsc::Send
     }
 }
 
-/// Puts segments in order. Numbers rise within each part, so that one which none of the open parts can still bring is lost.
+/// Puts segments in order. Numbers rise within each part, so that one which none of the open parts can still bring is lost. One that
+/// came already is no segment of this stream: it would stand before its part's next ones for ever.
 async fn merge(mut parts: Vec<mpsc::Receiver<Result<Segment>>>, mut incoming: DuplexStream) -> Result<()> {
     let mut heads: Vec<Option<Segment>> = parts.iter().map(|_| None).collect();
     let mut open: Vec<bool> = vec![true; parts.len()];
@@ -124,6 +125,9 @@ async fn merge(mut parts: Vec<mpsc::Receiver<Result<Segment>>>, mut incoming: Du
                     continue;
                 }
                 match part.poll_recv(context) {
+                    Poll::Ready(Some(Ok((number, _)))) if number < wanted => {
+                        return Poll::Ready(Err(Error::new(ErrorKind::InvalidData, "a segment came twice")));
+                    }
                     Poll::Ready(Some(Ok(segment))) => *head = Some(segment),
                     Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error)),
                     Poll::Ready(None) => *open = false,
@@ -142,6 +146,9 @@ async fn merge(mut parts: Vec<mpsc::Receiver<Result<Segment>>>, mut incoming: Du
                 incoming.write_all(&content).await?;
                 wanted += 1;
             }
+        }
+        if heads.iter().flatten().any(|(number, _)| *number < wanted) {
+            return Err(Error::new(ErrorKind::InvalidData, "a segment came twice"));
         }
         let waiting = heads.iter().zip(&open).any(|(head, open)| head.is_none() && *open);
         if !waiting {
