@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,10 @@ CREATE INDEX IF NOT EXISTS events_by_run ON events (run);
 PRAGMA user_version = 1;
 ";
 
+/// Of an undo: it may still be needed. A word that nobody has written counts as well: an undo that is fired once more does no harm, one
+/// that is forgotten does.
+const ARMED: &str = "state IS NOT 'done' AND state IS NOT 'forgotten'";
+
 /// How long another process may have the file for itself.
 const BUSY: Duration = Duration::from_secs(30);
 
@@ -226,9 +231,10 @@ impl Store {
     pub fn armed(&self, run: &str) -> Outcome<Vec<UndoRow>> {
         let db = self.db();
         let read = || -> rusqlite::Result<Vec<UndoRow>> {
-            let mut query =
-                db.prepare("SELECT id, undo FROM undos WHERE run = ? AND state = 'armed' ORDER BY id DESC")?;
-            query.query_map(params![run], |row| Ok(UndoRow { id: row.get(0)?, undo: row.get(1)? }))?.collect()
+            // not by the index: one that is damaged would hide what stands in the table
+            let query = format!("SELECT id, undo FROM undos NOT INDEXED WHERE run = ? AND {ARMED} ORDER BY id DESC");
+            let mut query = db.prepare(&query)?;
+            query.query_map(params![run], |row| Ok(UndoRow { id: row.get(0)?, undo: any_text(row, 1)? }))?.collect()
         };
         read().explain(|| "cannot read the journal")
     }
@@ -253,6 +259,7 @@ impl Store {
                 "UPDATE runs SET finished = ?, ending = ?, summary = ? WHERE run = ?",
                 params![now, summary.ending.name(), text, run],
             )
+            .and_then(|n| if n == 0 { Err(rusqlite::Error::QueryReturnedNoRows) } else { Ok(()) })
             .explain(|| "cannot write the history")?;
         // run ids are never used again, so this lock file may go
         let _ = std::fs::remove_file(self.alive_file(run));
@@ -334,7 +341,7 @@ impl Store {
         let db = self.db();
         let forget = || -> rusqlite::Result<usize> {
             let undos =
-                db.execute("UPDATE undos SET state = 'forgotten' WHERE run = ? AND state = 'armed'", params![run])?;
+                db.execute(&format!("UPDATE undos SET state = 'forgotten' WHERE run = ? AND {ARMED}"), params![run])?;
             let now = chrono::Utc::now().to_rfc3339();
             let runs =
                 db.execute("UPDATE runs SET finished = ? WHERE run = ? AND finished IS NULL", params![now, run])?;
@@ -343,16 +350,22 @@ impl Store {
         forget().map(|n| n > 0).explain(|| "cannot write the journal")
     }
 
-    /// Runs that need recovery: not finished and not alive, or with undos still armed. With the hosts they were begun with.
+    /// Runs that need recovery: not finished and not alive, or with undos still armed. With the hosts they were begun with; nothing
+    /// for undos of a run that is not there.
     pub fn interrupted(&self) -> Outcome<Vec<(String, String, String)>> {
         let candidates = {
             let db = self.db();
             let read = || -> rusqlite::Result<Vec<(String, String, String)>> {
-                let mut query = db.prepare(
-                    "SELECT run, refresh, hosts FROM runs WHERE finished IS NULL
-                     OR EXISTS (SELECT 1 FROM undos WHERE undos.run = runs.run AND state = 'armed') ORDER BY run",
-                )?;
-                query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?.collect()
+                // by no index: one that is damaged would hide what stands in the tables
+                let mut query = db.prepare(&format!(
+                    "WITH armed AS (SELECT DISTINCT run FROM undos NOT INDEXED WHERE {ARMED})
+                     SELECT run, refresh, hosts FROM runs NOT INDEXED WHERE finished IS NULL OR run IN armed
+                     UNION ALL SELECT run, '', '' FROM armed
+                     WHERE NOT EXISTS (SELECT 1 FROM runs NOT INDEXED WHERE runs.run = armed.run)
+                     ORDER BY run"
+                ))?;
+                let row = |row: &rusqlite::Row<'_>| Ok((any_text(row, 0)?, any_text(row, 1)?, any_text(row, 2)?));
+                query.query_map([], row)?.collect()
             };
             read().explain(|| "cannot read the journal")?
         };
@@ -418,8 +431,18 @@ impl Store {
     }
 }
 
-const RUN_QUERY: &str = "SELECT run, refresh, started, finished, summary,
-    (SELECT COUNT(*) FROM undos WHERE undos.run = runs.run AND state = 'armed') FROM runs";
+const RUN_QUERY: &str = "SELECT run, refresh, started, finished, summary, (SELECT COUNT(*) FROM undos
+    WHERE undos.run = runs.run AND state IS NOT 'done' AND state IS NOT 'forgotten') FROM runs";
+
+/// A column whatever stands there: a row that is damaged must not hide those beside it. What is no text is not understood later.
+fn any_text(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        ValueRef::Null => String::new(),
+        ValueRef::Integer(number) => number.to_string(),
+        ValueRef::Real(number) => number.to_string(),
+    })
+}
 
 fn run_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<RunRow> {
     let summary: Option<String> = row.get(4)?;
@@ -463,6 +486,46 @@ mod tests {
         assert_eq!(armed, ["two", "one"], "newest first");
         store.settle(first).unwrap();
         assert_eq!(store.armed("r1").unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_is_armed_is_found_whatever_else_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for run in ["r1", "r2", "r3"] {
+            drop(store.begin(&holder(run), "{}").unwrap());
+            store.arm(run, "undo").unwrap();
+            store.finish(run, &Summary::of_nothing(run, "n", Ending::Human)).unwrap();
+        }
+        store.db().pragma_update(None, "foreign_keys", false).unwrap();
+        let change = |sql: &str| assert_eq!(store.db().execute(sql, []).unwrap(), 1);
+        // a word that nobody writes, a run that is not there, something that is no text
+        change("UPDATE undos SET state = 'arled' WHERE run = 'r1'");
+        change("UPDATE undos SET run = 'r9' WHERE run = 'r2'");
+        change("UPDATE runs SET hosts = X'ff00' WHERE run = 'r3'");
+        let found: Vec<String> = store.interrupted().unwrap().into_iter().map(|(run, ..)| run).collect();
+        assert_eq!(found, ["r1", "r3", "r9"]);
+        assert_eq!(store.armed("r1").unwrap().len() + store.armed("r9").unwrap().len(), 2);
+        assert!(store.forget("r9").unwrap() && store.interrupted().unwrap().len() == 2);
+        // an index that misses a row
+        drop(store);
+        let raw = || Connection::open(dir.path().join("history.db")).unwrap();
+        let db = raw();
+        let root: i64 = db
+            .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'undos_by_run'", [], |row| row.get(0))
+            .unwrap();
+        db.execute_batch("PRAGMA writable_schema = ON; DELETE FROM sqlite_schema WHERE name = 'undos_by_run'").unwrap();
+        drop(db);
+        let db = raw();
+        db.execute_batch(
+            "INSERT INTO undos (run, undo, state) VALUES ('r1', 'hidden', 'armed'); PRAGMA writable_schema = ON",
+        )
+        .unwrap();
+        let index = "INSERT INTO sqlite_schema VALUES ('index', 'undos_by_run', 'undos', ?, 'CREATE INDEX undos_by_run ON undos (run)')";
+        db.execute(index, [root]).unwrap();
+        drop(db);
+        let armed = Store::open(dir.path()).unwrap().armed("r1").unwrap();
+        assert_eq!((armed.len(), armed[0].undo.as_str()), (2, "hidden"));
     }
 
     #[test]
