@@ -176,14 +176,19 @@ impl Store {
         &self.folder
     }
 
-    /// The file whose lock says that a run is alive.
-    fn alive_file(&self, run: &str) -> PathBuf {
-        self.folder.join("runs").join(format!("{run}.lock"))
+    /// The file whose lock says that a run is alive. The name comes from the journal, which may be damaged: it leads nowhere else.
+    fn alive_file(&self, run: &str) -> Outcome<PathBuf> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if run.is_empty() || run.len() > 100 || !run.bytes().all(plain) {
+            let shown: String = run.chars().take(100).collect();
+            return Err(crate::problem::Problem::failed(format!("the journal has a run of the name {shown:?}")));
+        }
+        Ok(self.folder.join("runs").join(format!("{run}.lock")))
     }
 
     /// Records a new run; it counts as alive as long as the lock is held.
     pub fn begin(&self, holder: &Holder, hosts: &str) -> Outcome<lock::Lock> {
-        let lock = match lock::try_take(&self.alive_file(&holder.run), holder)? {
+        let lock = match lock::try_take(&self.alive_file(&holder.run)?, holder)? {
             lock::Taken::Ours(lock) => lock,
             lock::Taken::Theirs(_) => {
                 return Err(crate::problem::Problem::failed(format!("run {} exists already", holder.run)));
@@ -262,7 +267,7 @@ impl Store {
             .and_then(|n| if n == 0 { Err(rusqlite::Error::QueryReturnedNoRows) } else { Ok(()) })
             .explain(|| "cannot write the history")?;
         // run ids are never used again, so this lock file may go
-        let _ = std::fs::remove_file(self.alive_file(run));
+        let _ = self.alive_file(run).map(std::fs::remove_file);
         Ok(())
     }
 
@@ -324,17 +329,18 @@ impl Store {
 
     /// Who is at a run that is under way, and how far; None: nobody, or it cannot be told.
     pub fn at_work(&self, run: &str) -> Option<Holder> {
-        serde_json::from_str(&std::fs::read_to_string(self.alive_file(run)).ok()?).ok()
+        serde_json::from_str(&std::fs::read_to_string(self.alive_file(run).ok()?).ok()?).ok()
     }
 
     /// The lock that says a run is alive, for whoever puts back what it left; None: it is alive, or in other hands.
     pub fn take_over(&self, run: &str) -> Outcome<Option<lock::Lock>> {
         // another process may just be looking whether it is alive
-        lock::take_within(&self.alive_file(run), Duration::from_secs(2))
+        lock::take_within(&self.alive_file(run)?, Duration::from_secs(2))
     }
 
     /// Gives up on a run: nothing of it will be put back. False: there is nothing to forget.
     pub fn forget(&self, run: &str) -> Outcome<bool> {
+        // a run whose name is none of ours is nobody's
         if self.is_alive(run)? {
             return Err(crate::problem::Problem::new(crate::problem::Kind::Locked, format!("run {run} is under way")));
         }
@@ -379,7 +385,8 @@ impl Store {
     }
 
     fn is_alive(&self, run: &str) -> Outcome<bool> {
-        let path = self.alive_file(run);
+        // nobody can hold the lock of a name that is none
+        let Ok(path) = self.alive_file(run) else { return Ok(false) };
         if !path.exists() {
             return Ok(false);
         }
@@ -526,6 +533,21 @@ mod tests {
         drop(db);
         let armed = Store::open(dir.path()).unwrap().armed("r1").unwrap();
         assert_eq!((armed.len(), armed[0].undo.as_str()), (2, "hidden"));
+    }
+
+    #[test]
+    fn the_name_of_a_run_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("state");
+        let store = Store::open(&folder).unwrap();
+        store
+            .db()
+            .execute("INSERT INTO runs (run, refresh, started, hosts) VALUES ('../../x', 'n', '', '{}')", [])
+            .unwrap();
+        assert_eq!(store.interrupted().unwrap().len(), 1);
+        assert!(store.take_over("../../x").unwrap_err().to_string().contains("../../x"));
+        assert!(!dir.path().join("x.lock").exists());
+        assert!(store.forget("../../x").unwrap() && store.interrupted().unwrap().is_empty());
     }
 
     #[test]

@@ -34,11 +34,13 @@ pub async fn all(
 ) -> Outcome<Vec<Recovered>> {
     let mut results = Vec::new();
     for (run, refresh, hosts) in store.interrupted()? {
-        let Some(_alive) = store.take_over(&run)? else { continue };
         // one that cannot be recovered must not keep the others from it: they may have a source that is down
-        let left = one(daemon, store, (&run, &refresh, &hosts), &sinks, typed, pulse)
-            .await
-            .unwrap_or_else(|problem| vec![problem]);
+        let left = match store.take_over(&run) {
+            Ok(None) => continue,
+            Ok(Some(_alive)) => one(daemon, store, (&run, &refresh, &hosts), &sinks, typed, pulse).await,
+            Err(problem) => Err(problem),
+        };
+        let left = left.unwrap_or_else(|problem| vec![problem]);
         let names = serde_json::from_str::<Descriptions>(&hosts).map(|d| d.names()).unwrap_or_default();
         results.push(Recovered { run, refresh, hosts: names, left });
     }
