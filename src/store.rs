@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Datelike, SecondsFormat, Utc};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
@@ -300,11 +300,16 @@ impl Store {
                 .collect()
         };
         let rows = read().explain(|| "cannot read the schedules' state")?;
+        // somebody has wished it, though it cannot be told any more who and when
+        let unknown = |_| Paused { since: DateTime::UNIX_EPOCH, by: "somebody (the record is damaged)".to_owned() };
         let row = |[schedule, seen, missed, paused]: [Option<String>; 4]| ScheduleRow {
             schedule,
-            seen: seen.and_then(|text| text.parse().ok()),
+            // far from where calendars end, which a damaged one may not be
+            seen: seen
+                .and_then(|text| text.parse().ok())
+                .filter(|at: &DateTime<Utc>| (1970..10_000).contains(&at.year())),
             missed: missed.and_then(|text| serde_json::from_str(&text).ok()),
-            paused: paused.and_then(|text| serde_json::from_str(&text).ok()),
+            paused: paused.map(|text| serde_json::from_str(&text).unwrap_or_else(unknown)),
         };
         Ok(rows.into_iter().map(|(refresh, columns)| (refresh, row(columns))).collect())
     }
@@ -548,6 +553,20 @@ mod tests {
         assert!(store.take_over("../../x").unwrap_err().to_string().contains("../../x"));
         assert!(!dir.path().join("x.lock").exists());
         assert!(store.forget("../../x").unwrap() && store.interrupted().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_pause_that_cannot_be_read_is_one_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let paused = Some(Paused { since: Utc::now(), by: "root".into() });
+        store.keep_schedule("n", &ScheduleRow { seen: Some(Utc::now()), paused, ..ScheduleRow::default() }).unwrap();
+        store
+            .db()
+            .execute("UPDATE schedules SET paused = substr(paused, 2), seen = '-262143-01-01T00:00:00Z'", [])
+            .unwrap();
+        let row = store.schedules().unwrap().remove("n").unwrap();
+        assert!(row.paused.is_some() && row.seen.is_none(), "{row:?}");
     }
 
     #[test]
