@@ -228,6 +228,8 @@ const MYSQL_FORMAT: u32 = 6;
 /// Where the two checkpoints are.
 const MYSQL_CHECKPOINTS: [usize; 2] = [512, 1536];
 const BLOCK: u64 = 512;
+/// What stands in the place of a log block's checksum with `innodb_log_checksums = OFF`; header and checkpoints have theirs always.
+const NO_CHECKSUM: u32 = 0xdead_beef;
 /// Bytes of a block's header: its number, how many of its bytes are used, ...
 const BLOCK_HEAD: u64 = 12;
 /// Marks, in a block's number, the first block of a flush.
@@ -236,7 +238,8 @@ const FLUSH_BIT: u32 = 0x8000_0000;
 /// Judges MySQL's `#innodb_redo` (8.0.30 and newer). `read_at(file, offset, len)` reads from the file with that index.
 ///
 /// The check of a real MySQL 9.7.4, where `innodb_fast_shutdown` 0 and 1 pass, and 2, kill -9 and a running server do not:
-/// the block that holds the greatest checkpoint must end exactly there, and no block may follow.
+/// the block that holds the greatest checkpoint must end exactly there, and no block may follow. Header, checkpoints and blocks of 512
+/// bytes end with the CRC-32C of what is before it (seen on 9.7.4); one that is wrong is not believed.
 pub fn judge_mysql(files: &[RedoFile], read_at: &mut dyn FnMut(usize, u64, usize) -> Option<Vec<u8>>) -> RedoVerdict {
     mysql(files, read_at).err().unwrap_or(RedoVerdict::Clean)
 }
@@ -245,6 +248,9 @@ fn mysql(files: &[RedoFile], read_at: &mut dyn FnMut(usize, u64, usize) -> Optio
     let mut starts = Vec::new();
     for file in files {
         match (u32_at(&file.head, 0), u64_at(&file.head, 8)) {
+            (Some(MYSQL_FORMAT), Some(_)) if file.head.len() >= MYSQL_HEAD && !sealed(&file.head[..512]) => {
+                return unknown(format!("the header of {} has a wrong checksum", file.name));
+            }
             (Some(MYSQL_FORMAT), Some(start)) if file.head.len() >= MYSQL_HEAD && start % BLOCK == 0 => {
                 starts.push(start)
             }
@@ -257,9 +263,13 @@ fn mysql(files: &[RedoFile], read_at: &mut dyn FnMut(usize, u64, usize) -> Optio
             _ => return unknown(format!("{} is no redo file", file.name)),
         }
     }
-    let checkpoints =
-        files.iter().flat_map(|file| MYSQL_CHECKPOINTS.iter().filter_map(|at| u64_at(&file.head, at + 8)));
-    let Some(lsn) = checkpoints.max().filter(|lsn| (1..=GREATEST_LSN).contains(lsn)) else {
+    let checkpoints = files.iter().flat_map(|file| MYSQL_CHECKPOINTS.iter().map(|at| &file.head[*at..*at + 512]));
+    let Some(lsn) = checkpoints
+        .filter(|block| sealed(block))
+        .filter_map(|block| u64_at(block, 8))
+        .max()
+        .filter(|lsn| (1..=GREATEST_LSN).contains(lsn))
+    else {
         return unknown("the redo log has no checkpoint");
     };
     let mut block = |lsn: u64| -> Option<Result<Vec<u8>, RedoVerdict>> {
@@ -273,11 +283,19 @@ fn mysql(files: &[RedoFile], read_at: &mut dyn FnMut(usize, u64, usize) -> Optio
     };
     let at = lsn - lsn % BLOCK;
     let Some(last) = block(at) else { return unknown(format!("no redo file holds the checkpoint at LSN {lsn}")) };
-    let (number, used) = mysql_block(&last?);
+    let last = last?;
+    if !sealed_or_off(&last) {
+        return unknown(format!("the block with LSN {lsn} has a wrong checksum"));
+    }
+    let (number, used) = mysql_block(&last);
     if u64::from(used) != lsn % BLOCK || lsn % BLOCK < BLOCK_HEAD {
         return not_clean(format!("changes from LSN {lsn} on are only in the redo log"));
     }
-    match block(at + BLOCK).transpose()?.map(|next| mysql_block(&next).0) {
+    let next = block(at + BLOCK).transpose()?.filter(|next| next.iter().any(|byte| *byte != 0));
+    if next.as_ref().is_some_and(|next| !sealed_or_off(next)) {
+        return unknown(format!("the block with LSN {} has a wrong checksum", at + BLOCK));
+    }
+    match next.map(|next| mysql_block(&next).0) {
         None | Some(0) => Ok(()),
         Some(next) if next == number + 1 => {
             not_clean(format!("changes from LSN {} on are only in the redo log", at + BLOCK))
@@ -291,6 +309,16 @@ fn mysql(files: &[RedoFile], read_at: &mut dyn FnMut(usize, u64, usize) -> Optio
 /// Blocks are numbered from 1 to this and then from 1 again (LOG_BLOCK_MAX_NO of MySQL; the turn itself, at 512 GiB of log, was not
 /// tried: a log that ends there is judged as unknown or not clean, never wrongly as clean).
 const BLOCK_NUMBERS: u32 = 1 << 30;
+
+/// Whether a block ends with its checksum.
+fn sealed(block: &[u8]) -> bool {
+    block.split_last_chunk().is_some_and(|(content, sum)| u32::from_be_bytes(*sum) == crc32c::crc32c(content))
+}
+
+/// The same of a block of the log, whose checksum may be switched off.
+fn sealed_or_off(block: &[u8]) -> bool {
+    sealed(block) || block.last_chunk() == Some(&NO_CHECKSUM.to_be_bytes())
+}
 
 /// A block's number and how many of its bytes are used.
 fn mysql_block(block: &[u8]) -> (u32, u16) {
@@ -453,6 +481,12 @@ mod tests {
         if let Some(place) = bytes.get_mut(at + BLOCK as usize..at + BLOCK as usize + 4) {
             place.copy_from_slice(&next.to_be_bytes());
         }
+        let follows = (next != 0).then_some(at + BLOCK as usize);
+        for at in [0, 512, 1536, at].into_iter().chain(follows) {
+            if let Some((content, sum)) = bytes.get_mut(at..at + 512).and_then(|block| block.split_last_chunk_mut()) {
+                *sum = crc32c::crc32c(content).to_be_bytes();
+            }
+        }
         (RedoFile { name: "#ib_redo7".into(), head: bytes[..MYSQL_HEAD].to_vec(), size: bytes.len() as u64 }, bytes)
     }
 
@@ -466,6 +500,13 @@ mod tests {
         for (used, next) in [(512, 78), (132, 0), (100, 78)] {
             assert!(matches!(judge(mysql_file(51200, 51200 + 100, used, next)), RedoVerdict::NotClean(_)));
         }
+        // a checkpoint, or a block, that is not as it was written
+        let (mut file, bytes) = mysql_file(51200, 51200 + 100, 132, 0);
+        file.head[1551] ^= 100 ^ 132;
+        assert!(!matches!(judge((file, bytes)), RedoVerdict::Clean));
+        let (file, mut bytes) = mysql_file(51200, 51200 + 100, 101, 0);
+        bytes[MYSQL_HEAD + 5] ^= 1;
+        assert!(matches!(judge((file, bytes)), RedoVerdict::Unknown(_)));
         // left by an earlier use of the file; and what no server writes
         assert_eq!(judge(mysql_file(51200, 51200 + 100, 100, 5)), RedoVerdict::Clean);
         assert!(matches!(judge(mysql_file(51200, 51200 + 100, 100, 500)), RedoVerdict::Unknown(_)));
