@@ -155,7 +155,11 @@ impl FromStr for Window {
         let text = text.trim();
         if let Some((first, last)) = text.split_once("..") {
             let date = |part: &str| part.trim().parse().map_err(|_| wrong("a date is written like 2026-12-24"));
-            let (first, last) = (date(first)?, date(last)?);
+            let (first, last): (NaiveDate, NaiveDate) = (date(first)?, date(last)?);
+            // where calendars end, what comes after a window cannot be told
+            if first.year() < 1970 || last.year() > 9999 {
+                return Err(wrong("a year is one from 1970 to 9999"));
+            }
             return if first <= last {
                 Ok(Window::Dates { first, last })
             } else {
@@ -275,6 +279,8 @@ mod tests {
             "2026-02-30..2026-03-01",
             "2026-03-02..2026-03-01",
             "24:00-01:00",
+            "2026-01-01..+262142-12-31",
+            "-0001-01-01..2026-12-31",
         ] {
             assert!(Blackout::parse(&[text.to_owned()], Tz::UTC).is_err(), "{text:?}");
         }
