@@ -101,7 +101,7 @@ pub fn raw_len(bytes: &[u8]) -> u64 {
     bytes.get(13..17).map_or(0, |b| u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
 }
 
-/// Unpacks and verifies a chunk. Never allocates more than `CHUNK` bytes for it.
+/// Unpacks and verifies a chunk. Allocates one chunk for it at most, and as much again for what is unpacked beside zero blocks.
 pub fn unpack(bytes: &[u8]) -> Result<Chunk, BadChunk> {
     let (head, rest) = bytes.split_at_checked(HEADER).ok_or(BadChunk::Malformed("too short"))?;
     let u32_at = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -134,7 +134,7 @@ pub fn unpack(bytes: &[u8]) -> Result<Chunk, BadChunk> {
     if body.len() != solid {
         return Err(BadChunk::Malformed("body does not fill its blocks"));
     }
-    let raw = spread(&body, raw_len, zero);
+    let raw = spread(body, raw_len, zero);
     for (n, (block, hash)) in raw.chunks(BLOCK).zip(hashes.chunks_exact(32)).enumerate() {
         if hash::block(block).0 != hash {
             return Err(BadChunk::Mismatch(offset + (n * BLOCK) as u64));
@@ -143,12 +143,12 @@ pub fn unpack(bytes: &[u8]) -> Result<Chunk, BadChunk> {
     Ok(Chunk { file, offset, raw, zero })
 }
 
-fn spread(body: &[u8], raw_len: usize, zero: u16) -> Vec<u8> {
+fn spread(body: std::borrow::Cow<'_, [u8]>, raw_len: usize, zero: u16) -> Vec<u8> {
     if zero == 0 {
-        return body.to_vec();
+        return body.into_owned();
     }
     let mut raw = vec![0; raw_len];
-    let mut from = body;
+    let mut from = &body[..];
     for (n, block) in raw.chunks_mut(BLOCK).enumerate() {
         if zero & (1 << n) == 0 {
             let (now, later) = from.split_at(block.len());
