@@ -126,8 +126,10 @@ fn mariadb_checkpoint(head: &[u8], at: usize) -> Option<(u64, u64)> {
 
 /// One mini-transaction: its records, and the LSN behind it.
 struct MiniTransaction {
-    /// First byte of each record, and where it begins.
-    starts: Vec<(u8, usize)>,
+    /// First byte of the last record, and where it begins.
+    last: Option<(u8, usize)>,
+    /// The records before it only name files.
+    names: bool,
     bytes: Vec<u8>,
     next: u64,
 }
@@ -135,11 +137,9 @@ struct MiniTransaction {
 impl MiniTransaction {
     /// Whether it only closes the checkpoint at `lsn`.
     fn is_checkpoint(&self, lsn: u64) -> bool {
-        let Some(((last, at), before)) = self.starts.split_last() else { return false };
+        let Some((last, at)) = self.last else { return false };
         // behind the first byte: space 0, page 0, the LSN
-        *last == FILE_CHECKPOINT
-            && u64_at(&self.bytes, at + 3) == Some(lsn)
-            && before.iter().all(|(first, _)| first & 0xf0 == FILE_MODIFY)
+        last == FILE_CHECKPOINT && u64_at(&self.bytes, at + 3) == Some(lsn) && self.names
     }
 }
 
@@ -154,7 +154,8 @@ impl Ring<'_> {
     /// The mini-transaction at `lsn`, or `None` where the log ends.
     fn mini_transaction(&mut self, lsn: u64) -> Result<Option<MiniTransaction>, RedoVerdict> {
         let mut window = Vec::new();
-        let mut starts = Vec::new();
+        // a list of all records would be many times as large as the records, where a damaged log seems to hold millions
+        let (mut last, mut names): (Option<(u8, usize)>, bool) = (None, true);
         let mut at = 0;
         loop {
             // the longest head of a record and the end of a mini-transaction are 5 bytes
@@ -164,7 +165,8 @@ impl Ring<'_> {
                 break;
             }
             let Some(length) = record_length(&window[at..]) else { return Ok(None) };
-            starts.push((first, at));
+            names &= last.is_none_or(|(before, _)| before & 0xf0 == FILE_MODIFY);
+            last = Some((first, at));
             at += length;
             if at > LONGEST {
                 return unknown(format!("the end of the redo log after LSN {lsn} is not in sight"));
@@ -176,7 +178,7 @@ impl Ring<'_> {
             return Ok(None);
         }
         window.truncate(at);
-        Ok(Some(MiniTransaction { starts, bytes: window, next: lsn + at as u64 + 5 }))
+        Ok(Some(MiniTransaction { last, names, bytes: window, next: lsn + at as u64 + 5 }))
     }
 
     /// Makes `window`, which begins at `lsn`, at least `len` bytes long.
