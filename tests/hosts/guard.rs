@@ -65,7 +65,7 @@ fn a_guard_of_systemds() {
         let run = scope.spawn(|| operator.refreshd("--now nightly"));
         until_it_copies(src, d1);
         let unit = service().expect("no guard's unit");
-        src.sh("systemctl stop ssh.service ssh.socket 2>/dev/null; pkill -KILL -u mysql-refreshd; pkill -KILL -f 'mysql-refreshd agent'");
+        src.sh("systemctl stop ssh.service ssh.socket 2>/dev/null; pkill -KILL -u mysql-refreshd; pkill -KILL -f '[m]ysql-refreshd agent'");
         eventually("the source", Duration::from_secs(30), || src.try_sql("", "SELECT 1").code == Some(0));
         let said = src.sh(&format!("journalctl -u {unit} -o cat --no-pager"));
         assert!(said.contains("the agent on this host died; the server is started"), "{said}");
@@ -82,13 +82,13 @@ fn a_guard_of_systemds() {
         let run = scope.spawn(|| operator.refreshd("--now nightly"));
         until_it_copies(src, d1);
         let unit = service().expect("no guard's unit");
-        src.sh(&format!("kill -STOP {} $(pgrep -f 'mysql-refreshd agent')", main_pid(src, &unit)));
+        src.sh(&format!("kill -STOP {} $(pgrep -f '[m]ysql-refreshd agent --role')", main_pid(src, &unit)));
         fleet.hosts(&["net", "src", "cut"]);
         eventually("the source", CAP, || src.try_sql("", "SELECT 1").code == Some(0));
         let said = src.sh("journalctl -u 'mysql-refreshd-guard-cap-*' -o cat --no-pager");
         assert!(said.contains("max_outage is over, and the guard did nothing; the server is started"), "{said}");
         fleet.hosts(&["net", "src", "heal"]);
-        src.sh("pkill -CONT -f mysql-refreshd");
+        src.sh("pkill -CONT -f '[m]ysql-refreshd'");
         let ran = run.join().unwrap();
         assert_ne!(ran.code, Some(0), "{ran}");
     });
