@@ -11,6 +11,8 @@
 
 #[path = "../tests/it/gate.rs"]
 mod gate;
+#[path = "../tests/it/poller.rs"]
+mod poller;
 #[path = "../tests/it/template.rs"]
 mod template;
 #[path = "../tests/it/world.rs"]

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::ledger::Ledger;
+use crate::poller::Spare;
 use crate::world::{Call, Outcome, PROGRAM, Server, World, content, output, signal, unique, wait_for};
 
 /// After this time without a controller the guard must have brought the source back.
@@ -581,6 +582,7 @@ fn settings_that_no_server_takes_never_reach_a_running_one_or_are_taken_back() {
 #[test]
 fn a_setting_that_is_overruled_is_not_called_done() {
     let world = World::new();
+    world.poller().spare(Spare::Settings, "both generations are served with what the other file says");
     let after = Aftermath::prepare(&world, 1);
     // a file that is read after ours says something else
     std::fs::write(world.destination().dir.join("conf.d/99-mine.cnf"), "[mariadbd]\nmax_connections=66\n").unwrap();

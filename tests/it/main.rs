@@ -20,6 +20,7 @@ mod mounts;
 mod one_off;
 mod oracle;
 mod ordering;
+mod poller;
 mod proxy;
 mod refresh;
 mod refusals;

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use crate::gate::{self, Gate};
+use crate::poller::Spare;
 use crate::rights::{allow_sudo, consent, host};
 use crate::world::{World, holds, processes};
 
@@ -42,6 +43,7 @@ fn source_and_destination_on_the_command_line() {
             "ALTER USER root@localhost IDENTIFIED VIA mysql_native_password USING PASSWORD('{SECRET}') OR unix_socket"
         ));
     }
+    world.poller().spare(Spare::Settings, "this form pushes none: both generations have the option file's");
     world.stamp(4);
     let form = |more: &[&str]| {
         let mut words = vec!["--now", "-s", &source, "-d", &destination, "-u", "refresher", "--agent", "installed"];

@@ -12,12 +12,13 @@ use std::io::Write as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::gate::Gate;
+use crate::poller::Poller;
 use crate::template;
 
 /// The transport by which worlds reach their hosts: `MR_OVER=ssh`, `openssh`, or `mixed` (the source by the one, destinations by
@@ -116,6 +117,8 @@ pub struct Server {
     pub dir: PathBuf,
     /// The folder of the world.
     root: PathBuf,
+    /// The test itself keeps it down.
+    held: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -129,7 +132,7 @@ impl Server {
     /// The same in a folder that exists already (a mounted filesystem, for instance).
     pub fn create_in(root: &Path, name: &str, dir: PathBuf, template: &Path, options: &str) -> Server {
         fs::create_dir_all(dir.join("conf.d")).unwrap();
-        let server = Server { name: name.to_owned(), dir, root: root.to_owned() };
+        let server = Server::adopt(root, name, dir);
         copy_tree(template, &server.datadir());
         server.write_options(options);
         server
@@ -137,7 +140,7 @@ impl Server {
 
     /// A server in a folder that has its datadir already; without an option file.
     pub fn adopt(root: &Path, name: &str, dir: PathBuf) -> Server {
-        Server { name: name.to_owned(), dir, root: root.to_owned() }
+        Server { name: name.to_owned(), dir, root: root.to_owned(), held: Arc::default() }
     }
 
     /// Writes the option file: the fixed part, then `options`, then the folder of drop-ins.
@@ -223,11 +226,18 @@ impl Server {
             .unwrap();
         assert!(status.success());
         self.wait_up(SERVER_LIMIT);
+        self.held.store(false, Ordering::Relaxed);
         self.process().expect("a server that answers has a process")
+    }
+
+    /// True while the test keeps it down: from `stop` to `start`.
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
     }
 
     /// Stops the server cleanly and waits until it is gone.
     pub fn stop(&self) {
+        self.held.store(true, Ordering::Relaxed);
         if let Some(process) = self.process() {
             signal(process.pid, "-TERM");
             wait_for(&format!("{} stopped", self.name), SERVER_LIMIT, || !process.lives());
@@ -740,7 +750,9 @@ impl Builder {
         let gate = self.over.map(|_| World::gate(&root));
         let way = gate.as_ref().zip(self.over);
         let config = World::default_config(&root, &source, &destinations, way);
-        let world = World { gate, sandbox, source, destinations, config: RefCell::new(config), calls: Cell::new(0) };
+        let poller = Poller::start(&source, &destinations);
+        let (config, calls) = (RefCell::new(config), Cell::new(0));
+        let world = World { poller, gate, sandbox, source, destinations, config, calls };
         world.destinations.iter().for_each(|server| world.consent(server));
         world
     }
@@ -748,6 +760,7 @@ impl Builder {
 
 /// Real servers, a configuration and the program.
 pub struct World {
+    poller: Poller,
     // goes before the folder it stands in
     gate: Option<Gate>,
     sandbox: Sandbox,
@@ -786,6 +799,11 @@ impl World {
 
     fn logs(&self) -> PathBuf {
         self.root().join("logs")
+    }
+
+    /// Who looks at the servers all the time.
+    pub fn poller(&self) -> &Poller {
+        &self.poller
     }
 
     /// The only destination, or the first.
@@ -904,6 +922,7 @@ impl World {
     /// Sets one key of the configuration, dotted, to a TOML value as it would be typed.
     pub fn set(&self, key: &str, value: &str) -> &World {
         set_key(&mut self.config.borrow_mut(), key, value);
+        self.poller.configured(key, value);
         self
     }
 
@@ -978,12 +997,24 @@ impl World {
 
     /// Writes a number into every kind of table of the source, so that a mix of two contents shows.
     pub fn stamp(&self, number: u32) {
-        self.source.sql(&format!("CALL shop.stamp_all({number})"));
+        self.poller.stamping(number, || drop(self.source.sql(&format!("CALL shop.stamp_all({number})"))));
     }
 
     /// Which whole content a server serves: a destination's own (its name), or production's (`prod-N`). Panics on a mix.
     pub fn content(&self, server: &Server) -> String {
         content(server)
+    }
+
+    /// What the last calls were and said, for messages.
+    pub fn last_calls(&self) -> String {
+        let (mut all, n) = (String::new(), self.calls.get());
+        for n in n.saturating_sub(2)..n {
+            for kind in ["args", "out", "err"] {
+                let text = fs::read_to_string(self.logs().join(format!("{n:03}.{kind}"))).unwrap_or_default();
+                all += &format!("---- call {n} {kind}\n{}\n", tail(&text, 30));
+            }
+        }
+        all
     }
 
     /// A copy of the program's log, for messages.
@@ -998,17 +1029,13 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        let verdicts = self.poller.finish();
         if !std::thread::panicking() {
+            assert!(verdicts.is_empty(), "a client has seen what nobody may see:\n{}", verdicts.join("\n"));
             return;
         }
-        eprintln!("==== the world {} at the time of the failure", self.root().display());
-        let n = self.calls.get();
-        for n in n.saturating_sub(2)..n {
-            for kind in ["args", "out", "err"] {
-                let text = fs::read_to_string(self.logs().join(format!("{n:03}.{kind}"))).unwrap_or_default();
-                eprintln!("---- call {n} {kind}\n{}", tail(&text, 30));
-            }
-        }
+        eprintln!("==== a client has seen: {verdicts:#?}");
+        eprintln!("==== the world {} at the time of the failure\n{}", self.root().display(), self.last_calls());
         eprintln!("---- the program's log\n{}", tail(&self.program_log(), 40));
         for server in self.servers() {
             eprintln!("---- {}: {:?}\n{}", server.name, server.processes(), tail(&server.log(), 12));
