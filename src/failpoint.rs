@@ -4,8 +4,9 @@
 //! returns the failure that the test asked for, and the code around it handles that like any other.
 //!
 //! `MYSQL_REFRESHD_FAIL` holds `WHERE:POINT=ACTION` items, separated by commas. WHERE is the process (`controller`, `source`,
-//! `destination`, `destination@ENV/HOST`, `guard`), ACTION is `error`, `kill`, `kill-once:FILE` (only while there is no
-//! FILE, which it creates), `kill-at:N` and `error-at:N` (the Nth time this process comes there), `hold:FILE` or `sleep:MS`.
+//! `destination`, `destination@ENV/HOST`, `guard`), ACTION is `error`, `kill`, `cut` (an agent's connection), each of them also as
+//! `…-once:FILE` (only while there is no FILE, which it creates) and `…-at:N` (the Nth time this process comes to such a point),
+//! `cut-when:FILE` (later, as soon as there is FILE, which it removes), `hold:FILE` or `sleep:MS`.
 
 use crate::problem::Outcome;
 
@@ -38,16 +39,27 @@ mod active {
     }
 
     fn act(point: &str, action: &str) -> Outcome<()> {
-        match action.split_once(':').unwrap_or((action, "")) {
+        let (name, detail) = action.split_once(':').unwrap_or((action, ""));
+        if let Some(once) = name.strip_suffix("-once") {
+            let first = std::fs::OpenOptions::new().write(true).create_new(true).open(detail).is_ok();
+            return if first { act(point, once) } else { Ok(()) };
+        }
+        if let Some(then) = name.strip_suffix("-at") {
+            let now = HITS.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+            return if detail.parse() == Ok(now) { act(point, then) } else { Ok(()) };
+        }
+        match (name, detail) {
             ("error", _) => return Err(Problem::failed(format!("failure injected at {point}"))),
-            ("kill-once", file) if std::fs::OpenOptions::new().write(true).create_new(true).open(file).is_ok() => {
-                return act(point, "kill");
-            }
-            ("kill-at" | "error-at", nth) => {
-                let now = HITS.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
-                if nth.parse() == Ok(now) {
-                    return act(point, action.split('-').next().unwrap_or_default());
-                }
+            ("cut", _) => cut(),
+            ("cut-when", file) => {
+                let path = std::path::PathBuf::from(file);
+                std::thread::spawn(move || {
+                    while !path.exists() {
+                        std::thread::sleep(std::time::Duration::from_millis(20));
+                    }
+                    cut();
+                    let _ = std::fs::remove_file(path);
+                });
             }
             ("kill", _) => {
                 let me = rustix::process::getpid();
@@ -65,6 +77,14 @@ mod active {
             _ => {}
         }
         Ok(())
+    }
+
+    /// An agent and its controller lose each other, and neither dies: from now on the agent reads nothing and nobody reads it.
+    fn cut() {
+        if let Ok(nowhere) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&nowhere);
+            let _ = rustix::stdio::dup2_stdin(&nowhere);
+        }
     }
 }
 

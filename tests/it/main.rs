@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test says so and fails")]
 #![cfg_attr(not(feature = "failpoints"), allow(dead_code, reason = "what only the fault tests use"))]
 
+#[cfg(feature = "failpoints")]
+mod aftermath;
 mod cli;
 #[cfg(feature = "failpoints")]
 mod connections;
@@ -20,6 +22,8 @@ mod mounts;
 mod one_off;
 mod oracle;
 mod ordering;
+#[cfg(feature = "failpoints")]
+mod points;
 mod poller;
 mod proxy;
 mod refresh;

@@ -1,0 +1,411 @@
+//! Every point of the program times every fault: a failure there, the death of each process while one is at that point, and the loss
+//! of each connection. Whatever it is, the source is back without anyone's help, the destination serves the old content or the new
+//! one, whole and with its own accounts, the exit code's promise holds, `recover` is clean, twice, nobody is left, and the next
+//! run succeeds.
+//!
+//! The points are asked from the program itself, so that none can be forgotten; they are dealt out to a fixed number of
+//! tests, each with a world of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::aftermath::{Aftermath, fault_world, kill_program};
+use crate::world::{Call, Hold, Outcome, PROGRAM, RUN_LIMIT, Running, World, output, signal, unique, wait_for};
+
+/// Every fail point of the program, as `WHERE:POINT`.
+fn points() -> Vec<String> {
+    let listed = output(Command::new(PROGRAM).args(["agent", "--list-points"]));
+    let mut points: Vec<String> = listed.lines().map(str::to_owned).collect();
+    assert!(points.len() > 60, "few points: {points:?}");
+    let unique: BTreeSet<_> = points.iter().cloned().collect();
+    assert_eq!(unique.len(), points.len(), "a point is listed twice");
+    points.sort();
+    points
+}
+
+/// Who can be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Victim {
+    Controller,
+    Source,
+    Destination,
+    Guard,
+}
+
+impl Victim {
+    const ALL: [Victim; 4] = [Victim::Controller, Victim::Source, Victim::Destination, Victim::Guard];
+
+    /// Whose point it is.
+    fn at(point: &str) -> Victim {
+        let place = point.split(':').next().unwrap();
+        *Victim::ALL.iter().find(|victim| victim.place() == place).unwrap_or_else(|| panic!("whose point is {point}?"))
+    }
+
+    fn place(self) -> &'static str {
+        match self {
+            Victim::Controller => "controller",
+            Victim::Source => "source",
+            Victim::Destination => "destination",
+            Victim::Guard => "guard",
+        }
+    }
+
+    /// Whether a command line is this process's.
+    fn is(self, args: &str) -> bool {
+        match self {
+            Victim::Controller => false,
+            Victim::Source | Victim::Destination => args.contains(&format!("--role {}", self.place())),
+            Victim::Guard => args.contains("guard --file"),
+        }
+    }
+
+    fn is_there(self, world: &World) -> bool {
+        world.program_processes().iter().any(|process| self.is(&process.args.join(" ")))
+    }
+}
+
+/// What happens at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// It fails, whenever it is reached.
+    Error,
+    /// Whoever is there is killed, once: a machine on which every new agent dies, too, cannot put anything back.
+    Kill,
+    /// The same for every new agent that comes there: then only `recover` can put it right.
+    KillAlways,
+    /// Whoever is there loses its connection.
+    Cut,
+    /// Somebody else is killed meanwhile.
+    Killed(Victim),
+    /// Somebody else loses its connection meanwhile.
+    Lost(Victim),
+}
+
+/// Requests by which something is put back: if they fail again and again, a run cannot put everything back.
+const WAY_BACK: [&str; 5] = ["start-server", "disarm-guard", "undrain", "undo-swap", "discard-stage"];
+
+fn leads_back(point: &str) -> bool {
+    WAY_BACK.iter().any(|request| point.split(':').nth(1) == Some(request))
+}
+
+/// Everything that can happen at a point. The first of them tells which way leads there, and who is there.
+fn faults(point: &str) -> Vec<Fault> {
+    use Fault::{Cut, Error, Kill, KillAlways, Killed, Lost};
+    use Victim::{Controller, Destination, Guard, Source};
+    let mut faults = match Victim::at(point) {
+        Controller => {
+            vec![Killed(Source), Killed(Destination), Killed(Guard), Lost(Source), Lost(Destination), Error, Kill]
+        }
+        Source => vec![Killed(Controller), Killed(Destination), Cut, Error, Kill],
+        Destination => vec![Killed(Controller), Killed(Source), Cut, Error, Kill],
+        Guard => vec![Killed(Controller), Killed(Source), Lost(Source), Error, Kill],
+    };
+    if leads_back(point) {
+        faults.push(KillAlways);
+    }
+    faults
+}
+
+/// A way that leads to points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// A run that succeeds.
+    Run,
+    /// One that fails late, so that what was done until then is put back.
+    FailsLate,
+    /// One that fails before it has stopped the source.
+    FailsEarly,
+    /// A destination's rollback.
+    Rollback,
+}
+
+impl Way {
+    const ALL: [Way; 4] = [Way::Run, Way::FailsLate, Way::FailsEarly, Way::Rollback];
+
+    fn call(self, world: &World) -> Call<'_> {
+        match self {
+            Way::Run => world.refresh(),
+            Way::FailsLate => world.refresh().fault("controller:verify:before=error"),
+            Way::FailsEarly => world.refresh().fault("controller:drain:after=error"),
+            Way::Rollback => world.call(&["rollback", "rnd/r1"]),
+        }
+    }
+}
+
+/// One point in a world.
+struct Place<'w> {
+    world: &'w World,
+    point: &'w str,
+    stamp: &'w mut u32,
+    way: Option<Way>,
+    there: BTreeSet<Victim>,
+}
+
+/// What became of one execution.
+enum Struck {
+    /// It went past the point.
+    Yes(Outcome),
+    /// It did not come there.
+    No(Outcome),
+}
+
+impl Place<'_> {
+    /// One fault, then everything that must hold.
+    fn suffer(&mut self, fault: Fault) -> String {
+        let ways: Vec<Way> = self.way.map_or(Way::ALL.to_vec(), |way| vec![way]);
+        let begun = Instant::now();
+        for way in ways {
+            *self.stamp += 1;
+            let after = Aftermath::prepare(self.world, *self.stamp);
+            if way == Way::Rollback {
+                self.world.refresh().run().expect(0);
+            }
+            let struck = self.strike(way, fault);
+            let ran = begun.elapsed();
+            let (outcome, missed) = match struck {
+                Struck::Yes(outcome) => (outcome, false),
+                Struck::No(outcome) => (outcome, true),
+            };
+            // the controller is gone or done: agents put back on their own what they can, the guard does the rest
+            after.source_is_up();
+            self.as_promised(&after, fault, way, &outcome);
+            let up = begun.elapsed();
+            if missed {
+                continue;
+            }
+            self.way = Some(way);
+            after.recovers();
+            self.world.poller().judge();
+            let recovered = begun.elapsed();
+            return format!(
+                "{} by {way:?}: {} in {ran:.1?} + {:.1?} + {:.1?}",
+                self.point,
+                outcome.code(),
+                up - ran,
+                recovered - up
+            );
+        }
+        panic!("nothing leads to {}", self.point);
+    }
+
+    /// The exit code, and what it promises.
+    fn as_promised(&self, after: &Aftermath<'_>, fault: Fault, way: Way, outcome: &Outcome) {
+        let controller = fault == Fault::Killed(Victim::Controller)
+            || (fault == Fault::Kill && Victim::at(self.point) == Victim::Controller);
+        if controller && outcome.code() == 137 {
+            return;
+        }
+        let last = self.point == "controller:finish:after";
+        let codes: &[i32] = match fault {
+            // everything is done already, and only the ending itself is in trouble
+            Fault::Error if last => &[0, 6],
+            Fault::Error if Victim::at(self.point) == Victim::Controller => &[1, 4],
+            Fault::Error | Fault::KillAlways if leads_back(self.point) => &[0, 1, 4, 5],
+            // there was nobody to lose, and it was interrupted instead
+            Fault::Killed(victim) | Fault::Lost(victim) if !self.there.contains(&victim) => &[0, 130],
+            _ => &[0, 1, 4],
+        };
+        outcome.clone().expect_any(codes);
+        if way == Way::Rollback {
+            return after.old_or_new();
+        }
+        if last && fault == Fault::Error {
+            after.all_new();
+        }
+        if outcome.code() == 5 {
+            return;
+        }
+        after.keeps_its_promise(outcome);
+        // nor does anybody have to clear up
+        self.world.expect_nobody_left();
+    }
+
+    fn strike(&mut self, way: Way, fault: Fault) -> Struck {
+        let call = way.call(self.world);
+        let once = self.world.root().join(format!("once-{}", unique()));
+        let controller = Victim::at(self.point) == Victim::Controller;
+        let action = match fault {
+            Fault::Killed(victim) => return self.lose(call, victim, false),
+            Fault::Lost(victim) => return self.lose(call, victim, true),
+            Fault::Error => "error".to_owned(),
+            Fault::KillAlways => "kill".to_owned(),
+            Fault::Kill if controller => "kill".to_owned(),
+            Fault::Kill => format!("kill-once:{}", once.display()),
+            Fault::Cut => format!("cut-once:{}", once.display()),
+        };
+        let outcome = call.fault(&format!("{}={action}", self.point)).run();
+        let hit = match fault {
+            Fault::Kill if controller => outcome.code() == 137,
+            Fault::Kill | Fault::Cut => once.exists(),
+            _ => true,
+        };
+        if hit { Struck::Yes(outcome) } else { Struck::No(outcome) }
+    }
+
+    /// Holds at the point; meanwhile somebody else is lost.
+    fn lose(&mut self, call: Call<'_>, victim: Victim, by_cut: bool) -> Struck {
+        let cut = self.world.root().join(format!("cut-{}", unique()));
+        let call = if by_cut {
+            call.fault(&format!("{}:open:after=cut-when:{}", victim.place(), cut.display()))
+        } else {
+            call
+        };
+        let (call, hold) = call.hold(self.point);
+        let mut running = call.spawn();
+        let since = Instant::now();
+        while !hold.file.exists() {
+            assert!(since.elapsed() < RUN_LIMIT, "never at {}\n{}", self.point, running.so_far());
+            if running.ended().is_some() {
+                return Struck::No(running.wait());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.there = Victim::ALL.into_iter().filter(|v| *v == Victim::Controller || v.is_there(self.world)).collect();
+        if victim == Victim::Controller {
+            signal(running.pid(), "-KILL");
+            wait_for("the controller's end", Duration::from_secs(5), || running.ended().is_some());
+        } else if !self.there.contains(&victim) {
+            signal(running.pid(), "-INT");
+            std::thread::sleep(Duration::from_millis(200));
+        } else if by_cut {
+            std::fs::write(&cut, "").unwrap();
+            wait_for("the cut", Duration::from_secs(5), || !cut.exists());
+        } else {
+            assert!(kill_program(self.world, |args| victim.is(args)) > 0, "{victim:?} is gone already");
+        }
+        Struck::Yes(let_go(running, &hold))
+    }
+}
+
+/// Lets it go on to its end; successors of agents come to the same point.
+fn let_go(mut running: Running, hold: &Hold) -> Outcome {
+    let since = Instant::now();
+    while running.ended().is_none() && since.elapsed() < RUN_LIMIT {
+        let _ = std::fs::remove_file(&hold.file);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // whoever outlives the controller goes on, too
+    let _ = std::fs::remove_file(&hold.file);
+    running.wait()
+}
+
+/// Takes every `of`-th point, beginning with the `nth`; a fresh world after a failure; all failures in one message.
+fn survive_share(points: &[String], nth: usize, of: usize) {
+    let share: Vec<_> = points.iter().skip(nth).step_by(of).collect();
+    assert!(!share.is_empty(), "a share of nothing");
+    let mut failures = BTreeMap::new();
+    let mut world = fault_world();
+    let mut stamp = 0;
+    for point in share {
+        let (mut way, mut there) = (None, BTreeSet::from(Victim::ALL));
+        for fault in faults(point) {
+            // who is not there cannot be lost; the first fault has looked
+            if let Fault::Killed(victim) | Fault::Lost(victim) = fault
+                && !there.contains(&victim)
+            {
+                continue;
+            }
+            let mut place = Place { world: &world, point, stamp: &mut stamp, way, there: there.clone() };
+            let result = catch_unwind(AssertUnwindSafe(|| place.suffer(fault)));
+            (way, there) = (place.way, place.there);
+            match result {
+                Ok(text) => eprintln!("{fault:?} at {text}"),
+                Err(panic) => fail(&mut failures, &mut world, format!("{fault:?} at {point}"), &*panic),
+            }
+        }
+        let begun = Instant::now();
+        stamp += 1;
+        let next = catch_unwind(AssertUnwindSafe(|| Aftermath::prepare(&world, stamp).runs_again()));
+        match next {
+            Ok(()) => eprintln!("the next run: {:.1?}", begun.elapsed()),
+            Err(panic) => fail(&mut failures, &mut world, format!("the next run after {point}"), &*panic),
+        }
+    }
+    let told: Vec<_> = failures.iter().map(|(what, text)| format!("== {what}\n{text}")).collect();
+    assert!(failures.is_empty(), "{} do not end well:\n{}", failures.len(), told.join("\n"));
+}
+
+/// Notes a failure, and goes on in a new world; what the old one's poller has seen is part of it.
+fn fail(failures: &mut BTreeMap<String, String>, world: &mut World, what: String, panic: &(dyn std::any::Any + Send)) {
+    let text = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    let seen = world.poller().verdicts().join("\n");
+    eprintln!("FAILED {what}");
+    failures.insert(what, format!("{}\n{seen}\n{}", text.unwrap_or_default(), world.last_calls()));
+    *world = fault_world();
+}
+
+macro_rules! shares {
+    ($prefix:literal of $of:literal: $($name:ident = $nth:literal),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                let points: Vec<_> = points().into_iter().filter(|p| p.starts_with($prefix)).collect();
+                survive_share(&points, $nth, $of);
+            }
+        )*
+    };
+}
+
+shares!("controller:" of 5: at_the_controllers_a = 0, at_the_controllers_b = 1, at_the_controllers_c = 2,
+    at_the_controllers_d = 3, at_the_controllers_e = 4);
+shares!("source:" of 4: at_the_sources_a = 0, at_the_sources_b = 1, at_the_sources_c = 2, at_the_sources_d = 3);
+shares!("destination:" of 6: at_the_destinations_a = 0, at_the_destinations_b = 1, at_the_destinations_c = 2,
+    at_the_destinations_d = 3, at_the_destinations_e = 4, at_the_destinations_f = 5);
+
+#[test]
+fn every_point_belongs_to_a_share() {
+    let places: BTreeSet<_> = points().iter().map(|point| Victim::at(point).place()).collect();
+    assert_eq!(places, BTreeSet::from(["controller", "source", "destination"]), "each place has its shares above");
+}
+
+/// Holds at every point at once and lets each go on; what was reached.
+fn reached(world: &World, call: Call<'_>, points: &[String]) -> (BTreeSet<String>, Outcome) {
+    let folder = world.root().join(format!("points-{}", unique()));
+    std::fs::create_dir(&folder).unwrap();
+    let file = |n: usize| -> PathBuf { folder.join(n.to_string()) };
+    let spec: Vec<_> = points.iter().enumerate().map(|(n, p)| format!("{p}=hold:{}", file(n).display())).collect();
+    let (end, mut seen) = (AtomicBool::new(false), BTreeSet::new());
+    let outcome = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut seen = BTreeSet::new();
+            while !end.load(Ordering::Relaxed) {
+                for entry in std::fs::read_dir(&folder).unwrap().flatten() {
+                    let n: usize = entry.file_name().to_str().unwrap().parse().unwrap();
+                    seen.insert(points[n].clone());
+                    let _ = std::fs::remove_file(entry.path());
+                }
+                std::thread::sleep(Duration::from_millis(3));
+            }
+            seen
+        });
+        let outcome = call.fault(&spec.join(",")).run();
+        end.store(true, Ordering::Relaxed);
+        seen = watcher.join().unwrap();
+        outcome
+    });
+    (seen, outcome)
+}
+
+#[test]
+fn every_point_is_reached_by_a_run_its_undo_or_a_rollback() {
+    let points = points();
+    let world = fault_world();
+    let (mut all, outcome) = reached(&world, world.refresh(), &points);
+    outcome.expect(0);
+    // before a failing run, which gives up the previous generation as soon as it stages
+    let (more, outcome) = reached(&world, world.call(&["rollback", "rnd/r1"]), &points);
+    outcome.expect(0);
+    all.extend(more);
+    for late in ["controller:verify:before", "controller:copy:after", "controller:drain:after"] {
+        let others: Vec<_> = points.iter().filter(|p| *p != late).cloned().collect();
+        let (more, outcome) = reached(&world, world.refresh().fault(&format!("{late}=error")), &others);
+        outcome.expect(1);
+        all.extend(more);
+    }
+    let missing: Vec<_> = points.iter().filter(|p| !all.contains(*p)).collect();
+    assert!(missing.is_empty(), "points that nothing leads to: {missing:?}");
+}
