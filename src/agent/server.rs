@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -130,13 +131,13 @@ pub fn stop(instance: &Instance) -> Outcome<()> {
             // held down, and before the stop: a unit with Restart= brings a server back within 100 ms, also one that is
             // down right now, and monitoring may do the same
             let brief = Duration::from_secs(30);
-            command(&["systemctl", "mask", "--runtime", "--quiet", unit], brief, &instance.state_dir)?;
-            command(&["systemctl", "stop", unit], limit, &instance.state_dir)?;
+            command(&["systemctl", "mask", "--runtime", "--quiet", unit], brief, instance)?;
+            command(&["systemctl", "stop", unit], limit, instance)?;
         }
         (_, None) => return Ok(()),
         (Service::Commands { stop, .. }, Some(_)) => {
-            let note = instance.state_dir.join("command.pid");
-            let result = command_noted(stop, limit, &instance.state_dir, Some(&note));
+            let note = command_file(instance, "pid");
+            let result = command_noted(stop, limit, instance, Some(&note));
             let _ = std::fs::remove_file(note);
             result?;
         }
@@ -164,12 +165,18 @@ pub fn stop(instance: &Instance) -> Outcome<()> {
 pub fn release(instance: &Instance) -> Outcome<()> {
     let Service::Systemd { unit } = &instance.service else { return Ok(()) };
     let brief = Duration::from_secs(30);
-    command(&["systemctl", "unmask", "--runtime", "--quiet", unit], brief, &instance.state_dir)
+    command(&["systemctl", "unmask", "--runtime", "--quiet", unit], brief, instance)
+}
+
+/// A file about this instance's commands; another instance of the host may be stopping at the same time.
+fn command_file(instance: &Instance, kind: &str) -> PathBuf {
+    let name = blake3::hash(instance.datadir.as_os_str().as_bytes()).to_hex();
+    instance.state_dir.join(format!("command-{}.{kind}", &name[..16]))
 }
 
 /// Ends a stop command that has outlived its agent: it must not stop the server again once that is started.
-fn end_stop(state_dir: &Path) {
-    let file = state_dir.join("command.pid");
+fn end_stop(instance: &Instance) {
+    let file = command_file(instance, "pid");
     let left = std::fs::read(&file).ok().and_then(|bytes| serde_json::from_slice::<Process>(&bytes).ok());
     if let Some(process) = left.filter(Process::alive)
         && let Some(pid) = Pid::from_raw(process.pid as i32)
@@ -188,7 +195,7 @@ pub fn ensure_started(instance: &Instance, key: &str) -> Outcome<bool> {
     // also when it runs: a unit that stays masked would not come back from its next crash
     release(instance)?;
     let was_up = find(&instance.datadir)?.is_some();
-    end_stop(&instance.state_dir);
+    end_stop(instance);
     if matches!(instance.service, Service::Systemd { .. }) {
         // also when it greets: a stop that an agent which died had asked for may be under way, and this start follows it
         let _ = start(instance);
@@ -215,8 +222,8 @@ pub fn ensure_started(instance: &Instance, key: &str) -> Outcome<bool> {
 fn start(instance: &Instance) -> Outcome<()> {
     let limit = Duration::from_secs(instance.start_timeout_s.into());
     match &instance.service {
-        Service::Systemd { unit } => command(&["systemctl", "start", unit], limit, &instance.state_dir),
-        Service::Commands { start, .. } => command(start, limit, &instance.state_dir),
+        Service::Systemd { unit } => command(&["systemctl", "start", unit], limit, instance),
+        Service::Commands { start, .. } => command(start, limit, instance),
         Service::Process { server, defaults_file } => {
             let mut option = std::ffi::OsString::from("--defaults-file=");
             option.push(defaults_file);
@@ -254,21 +261,21 @@ fn wait_ready(instance: &Instance) -> Outcome<()> {
 
 /// Runs an operator's command to its end. Its stdout is ignored; the end of its stderr goes into the error. One that does not
 /// end in time is killed with its children: it must not stop a server again later.
-pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S], limit: Duration, state_dir: &Path) -> Outcome<()> {
-    command_noted(words, limit, state_dir, None)
+pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S], limit: Duration, instance: &Instance) -> Outcome<()> {
+    command_noted(words, limit, instance, None)
 }
 
 /// The same; its process is written down while it runs.
 fn command_noted<S: AsRef<std::ffi::OsStr>>(
     words: &[S],
     limit: Duration,
-    state_dir: &Path,
+    instance: &Instance,
     note: Option<&Path>,
 ) -> Outcome<()> {
     let Some((program, arguments)) = words.split_first() else { return Err(Problem::failed("an empty command")) };
     let shown = words.iter().map(|w| w.as_ref().to_string_lossy()).collect::<Vec<_>>().join(" ");
     // a file, not a pipe: a server that a command starts keeps its stderr for life
-    let said_file = state_dir.join("command.err");
+    let said_file = command_file(instance, "err");
     let stderr = File::create(&said_file).map_or_else(|_| Stdio::null(), Stdio::from);
     let mut child = Command::new(program)
         .args(arguments)

@@ -59,6 +59,7 @@ pub fn runtime() -> Runtime {
         variables: vec![RuntimeVariable { name: "max_connections".into(), value: "500".into(), bare: true }],
         essential: map(&[("read_only", "OFF")]),
         replication: vec![("c1".into(), true, false)],
+        lag_s: [("c1".to_owned(), 3)].into(),
         flushing: map(&[("innodb_max_dirty_pages_pct", "90.0")]),
         server: (4711, 1 << 40),
         recorded_s: i64::MIN,
@@ -112,6 +113,7 @@ fn facts() -> Facts {
         tree: TreeFacts { copy_files: 3, keep: texts(&["ca.pem"]), ..TreeFacts::default() },
         disk: DiskFacts { free: u64::MAX, interrupted_swap: Some("r0".into()), ..DiskFacts::default() },
         socket_path_fits: true,
+        not_at_boot: Some("the unit m.service is disabled".into()),
     }
 }
 
@@ -146,6 +148,7 @@ pub fn source_requests() -> Vec<SourceRequest> {
             SourceRequest::Stream(StreamOptions { level: Some(-3), extra }),
             SourceRequest::StartServer(runtime()),
             SourceRequest::DisarmGuard,
+            SourceRequest::CatchUp { runtime: runtime(), limit_s: u64::MAX },
         ])
         .collect();
     covers(SourceRequest::ALL, all.iter().map(Named::name));
@@ -180,6 +183,7 @@ pub fn destination_requests() -> Vec<DestinationRequest> {
             DestinationRequest::UndoSwap,
             DestinationRequest::DiscardStage,
             DestinationRequest::Rollback,
+            DestinationRequest::Resume,
         ])
         .collect();
     covers(DestinationRequest::ALL, all.iter().map(Named::name));
@@ -220,6 +224,8 @@ fn replies() -> Vec<Reply> {
         Reply::Installed(installed),
         Reply::Undone(true),
         Reply::RolledBack(Some(origin())),
+        Reply::CaughtUp(Some("replication is 7 s behind".into())),
+        Reply::Resumed(None),
     ];
     // a new one belongs into the list above
     let number = |reply: &Reply| match reply {
@@ -235,8 +241,10 @@ fn replies() -> Vec<Reply> {
         Reply::Installed(_) => 9,
         Reply::Undone(_) => 10,
         Reply::RolledBack(_) => 11,
+        Reply::CaughtUp(_) => 12,
+        Reply::Resumed(_) => 13,
     };
-    assert!(all.iter().map(number).eq(0..12));
+    assert!(all.iter().map(number).eq(0..14));
     all
 }
 

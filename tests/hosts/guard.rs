@@ -40,7 +40,7 @@ fn a_guard_of_systemds() {
     let service = || units(src).into_iter().find(|unit| unit.ends_with(".service") && !unit.contains("-cap-"));
 
     // killed, it is back before anyone looks, and the run goes on
-    fleet.hosts(&["net", "d1", "rate", "100mbit"]);
+    fleet.hosts(&["net", "d1", "rate", "20mbit"]);
     std::thread::scope(|scope| {
         let run = scope.spawn(|| operator.refreshd("--now nightly"));
         until_it_copies(src, d1);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::aftermath::{Aftermath, GUARD_LIMIT, fault_world, kill_program};
 use crate::ledger::Ledger;
 use crate::poller::Spare;
+use crate::refresh::kept_by_commands;
 use crate::world::{World, signal, wait_for};
 
 /// Interrupts a run while it is held at each of these points.
@@ -367,6 +368,20 @@ fn a_slow_destination_does_not_keep_the_source_down() {
     world.source.wait_up(Duration::from_secs(20));
     hold.release();
     let outcome = running.wait().expect_any(&[1, 6]);
+    after.as_promised(&outcome);
+    after.recovers();
+}
+
+/// Both are instances of one host, with one folder for its state: the one that is started must leave the other one's stop alone.
+#[test]
+fn a_start_does_not_end_a_neighbours_stop() {
+    let world = World::builder().destinations(2).build();
+    let after = Aftermath::prepare(&world, 1);
+    kept_by_commands(&world, &world.destinations[0], 4);
+    kept_by_commands(&world, &world.destinations[1], 0);
+    // r2 starts while r1's stop command is at work
+    let call = world.refresh().fault("destination@rnd/r1:swap:journalled=sleep:1500");
+    let outcome = call.fault("destination@rnd/r2:swap:stopped=sleep:3000").run().expect(0);
     after.as_promised(&outcome);
     after.recovers();
 }

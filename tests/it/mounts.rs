@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::world::{Server, World, content, is_root, output, signal, wait_for};
 
 /// A world whose destination's datadir is a volume of its own.
-fn world_on_a_mount() -> Option<World> {
+pub fn world_on_a_mount() -> Option<World> {
     if !is_root() {
         eprintln!("nothing tested: mounts need root");
         return None;

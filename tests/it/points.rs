@@ -121,10 +121,12 @@ enum Way {
     FailsEarly,
     /// A destination's rollback.
     Rollback,
+    /// One that loses an agent after the copy, whose successor goes on.
+    LosesAgent,
 }
 
 impl Way {
-    const ALL: [Way; 4] = [Way::Run, Way::FailsLate, Way::FailsEarly, Way::Rollback];
+    const ALL: [Way; 5] = [Way::Run, Way::FailsLate, Way::FailsEarly, Way::Rollback, Way::LosesAgent];
 
     fn call(self, world: &World) -> Call<'_> {
         match self {
@@ -132,6 +134,10 @@ impl Way {
             Way::FailsLate => world.refresh().fault("controller:verify:before=error"),
             Way::FailsEarly => world.refresh().fault("controller:drain:after=error"),
             Way::Rollback => world.call(&["rollback", "rnd/r1"]),
+            Way::LosesAgent => {
+                let once = world.root().join(format!("once-{}", unique()));
+                world.refresh().fault(&format!("destination:install:before=kill-once:{}", once.display()))
+            }
         }
     }
 }
@@ -293,8 +299,11 @@ fn let_go(mut running: Running, hold: &Hold) -> Outcome {
     running.wait()
 }
 
+/// Where the entries of a datadir are moved, which only one that is a mount point leads to.
+const MOVES: &str = "destination:swap:moving";
+
 /// Takes every `of`-th point, beginning with the `nth`; a fresh world after a failure; all failures in one message.
-fn survive_share(points: &[String], nth: usize, of: usize) {
+fn survive_share(points: &[String], nth: usize, of: usize, fault_world: impl Fn() -> World) {
     let share: Vec<_> = points.iter().skip(nth).step_by(of).collect();
     assert!(!share.is_empty(), "a share of nothing");
     let mut failures = BTreeMap::new();
@@ -314,7 +323,10 @@ fn survive_share(points: &[String], nth: usize, of: usize) {
             (way, there) = (place.way, place.there);
             match result {
                 Ok(text) => eprintln!("{fault:?} at {text}"),
-                Err(panic) => fail(&mut failures, &mut world, format!("{fault:?} at {point}"), &*panic),
+                Err(panic) => {
+                    fail(&mut failures, &world, format!("{fault:?} at {point}"), &*panic);
+                    world = fault_world();
+                }
             }
         }
         let begun = Instant::now();
@@ -322,7 +334,10 @@ fn survive_share(points: &[String], nth: usize, of: usize) {
         let next = catch_unwind(AssertUnwindSafe(|| Aftermath::prepare(&world, stamp).runs_again()));
         match next {
             Ok(()) => eprintln!("the next run: {:.1?}", begun.elapsed()),
-            Err(panic) => fail(&mut failures, &mut world, format!("the next run after {point}"), &*panic),
+            Err(panic) => {
+                fail(&mut failures, &world, format!("the next run after {point}"), &*panic);
+                world = fault_world();
+            }
         }
     }
     let told: Vec<_> = failures.iter().map(|(what, text)| format!("== {what}\n{text}")).collect();
@@ -330,12 +345,11 @@ fn survive_share(points: &[String], nth: usize, of: usize) {
 }
 
 /// Notes a failure, and goes on in a new world; what the old one's poller has seen is part of it.
-fn fail(failures: &mut BTreeMap<String, String>, world: &mut World, what: String, panic: &(dyn std::any::Any + Send)) {
+fn fail(failures: &mut BTreeMap<String, String>, world: &World, what: String, panic: &(dyn std::any::Any + Send)) {
     let text = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
     let seen = world.poller().verdicts().join("\n");
     eprintln!("FAILED {what}");
     failures.insert(what, format!("{}\n{seen}\n{}", text.unwrap_or_default(), world.last_calls()));
-    *world = fault_world();
 }
 
 macro_rules! shares {
@@ -343,8 +357,8 @@ macro_rules! shares {
         $(
             #[test]
             fn $name() {
-                let points: Vec<_> = points().into_iter().filter(|p| p.starts_with($prefix)).collect();
-                survive_share(&points, $nth, $of);
+                let points: Vec<_> = points().into_iter().filter(|p| p.starts_with($prefix) && p != MOVES).collect();
+                survive_share(&points, $nth, $of, fault_world);
             }
         )*
     };
@@ -357,7 +371,15 @@ shares!("destination:" of 6: at_the_destinations_a = 0, at_the_destinations_b = 
     at_the_destinations_d = 3, at_the_destinations_e = 4, at_the_destinations_f = 5);
 
 #[test]
+fn at_the_moves_of_a_mounted_datadir() {
+    if crate::mounts::world_on_a_mount().is_some() {
+        survive_share(&[MOVES.to_owned()], 0, 1, || crate::mounts::world_on_a_mount().unwrap());
+    }
+}
+
+#[test]
 fn every_point_belongs_to_a_share() {
+    assert!(points().contains(&MOVES.to_owned()));
     let places: BTreeSet<_> = points().iter().map(|point| Victim::at(point).place()).collect();
     assert_eq!(places, BTreeSet::from(["controller", "source", "destination"]), "each place has its shares above");
 }
@@ -405,6 +427,16 @@ fn every_point_is_reached_by_a_run_its_undo_or_a_rollback() {
         let (more, outcome) = reached(&world, world.refresh().fault(&format!("{late}=error")), &others);
         outcome.expect(1);
         all.extend(more);
+    }
+    let (more, outcome) = reached(&world, Way::LosesAgent.call(&world), &points);
+    outcome.expect(0);
+    all.extend(more);
+    if let Some(world) = crate::mounts::world_on_a_mount() {
+        let (more, outcome) = reached(&world, world.refresh(), &points);
+        outcome.expect(0);
+        all.extend(more);
+    } else {
+        all.insert(MOVES.to_owned());
     }
     let missing: Vec<_> = points.iter().filter(|p| !all.contains(*p)).collect();
     assert!(missing.is_empty(), "points that nothing leads to: {missing:?}");

@@ -416,26 +416,30 @@ fn the_performance_schema_does_not_get_in_the_way() {
     check_refreshed(&world, world.destination(), "prod-0");
 }
 
+/// The server is started and stopped by scripts; the stop takes so many seconds before it begins.
+pub fn kept_by_commands(world: &World, server: &Server, hesitates: u32) {
+    let script = |name: &str, text: String| {
+        let path = server.dir.join(name);
+        fs::write(&path, format!("#!/bin/sh\nset -eu\n{text}\n")).unwrap();
+        output(std::process::Command::new("chmod").arg("755").arg(&path));
+        path
+    };
+    let start = format!(
+        "setsid -f mariadbd --defaults-file={} </dev/null >/dev/null 2>&1\necho started >>{}",
+        server.cnf().display(),
+        server.dir.join("starts").display()
+    );
+    let stop =
+        format!("sleep {hesitates}\nexec mariadb-admin --no-defaults --socket={} shutdown", server.socket().display());
+    let service = format!("{{ start = [{:?}], stop = [{:?}] }}", script("up", start), script("down", stop));
+    let environment = if server.name == world.source.name { "prod" } else { "rnd" };
+    world.set(&format!("environments.{environment}.hosts.{}.service", server.name), &service);
+}
+
 #[test]
 fn a_server_may_be_kept_by_commands() {
     let world = World::new();
-    for (environment, server) in [("prod", &world.source), ("rnd", world.destination())] {
-        let script = |name: &str, text: String| {
-            let path = server.dir.join(name);
-            fs::write(&path, format!("#!/bin/sh\nset -eu\n{text}\n")).unwrap();
-            output(std::process::Command::new("chmod").arg("755").arg(&path));
-            path
-        };
-        let (cnf, socket) = (server.cnf(), server.socket());
-        let start = format!(
-            "setsid -f mariadbd --defaults-file={} </dev/null >/dev/null 2>&1\necho started >>{}",
-            cnf.display(),
-            server.dir.join("starts").display()
-        );
-        let stop = format!("exec mariadb-admin --no-defaults --socket={} shutdown", socket.display());
-        let service = format!("{{ start = [{:?}], stop = [{:?}] }}", script("up", start), script("down", stop));
-        world.set(&format!("environments.{environment}.hosts.{}.service", server.name), &service);
-    }
+    world.servers().for_each(|server| kept_by_commands(&world, server, 0));
     world.refresh().run().expect(0);
     check_refreshed(&world, world.destination(), "prod-0");
     for server in world.servers() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::{Place, Record};
 use crate::agent::server;
+use crate::instance::Instance;
 use crate::problem::{Explain, Outcome, Problem};
 
 /// How much later than the guard itself its timer acts.
@@ -23,7 +24,7 @@ pub fn manager() -> bool {
 
 /// Has the service manager run this program with `arguments` as the transient unit `name`, outside our own control group: no end
 /// of a session or a service reaches it. What it started itself outlives it.
-fn transient(name: &str, properties: &[&str], arguments: &[OsString], state_dir: &Path) -> Outcome<()> {
+fn transient(name: &str, properties: &[&str], arguments: &[OsString], instance: &Instance) -> Outcome<()> {
     let program = std::env::current_exe().explain(|| "cannot tell this program's path")?;
     if !program.exists() {
         return Err(Problem::failed(format!("{} is not there any more", program.display())));
@@ -37,7 +38,7 @@ fn transient(name: &str, properties: &[&str], arguments: &[OsString], state_dir:
     words.push("--".into());
     words.push(program.into());
     words.extend_from_slice(arguments);
-    server::command(&words, MANAGER_LIMIT, state_dir)
+    server::command(&words, MANAGER_LIMIT, instance)
 }
 
 /// Has the service manager start the guard, and a timer behind it. The service's name.
@@ -52,8 +53,8 @@ pub fn start(place: &Place, record: &Record) -> Outcome<String> {
     let delay = format!("--on-active={}", record.max_outage_s + TIMER_MARGIN_S);
     let mut last_resort: Vec<OsString> = vec!["guard".into(), "--file".into(), file.clone().into()];
     last_resort.extend(["--cap".into(), record.run.clone().into()]);
-    let state_dir = &record.instance.state_dir;
-    transient(&timer, &[&delay, "--timer-property=AccuracySec=100ms"], &last_resort, state_dir)?;
+    let instance = &record.instance;
+    transient(&timer, &[&delay, "--timer-property=AccuracySec=100ms"], &last_resort, instance)?;
     place.change(|now| match now {
         Some(now) if now.run == record.run => place.write(&Record { timer: Some(format!("{timer}.timer")), ..now }),
         _ => Err(Problem::failed("the guard was superseded before it stood")),
@@ -67,7 +68,7 @@ pub fn start(place: &Place, record: &Record) -> Outcome<String> {
         // it does not end when it is asked; a shutdown of the host need not wait for it
         "--property=TimeoutStopSec=2s",
     ];
-    transient(&unit, &service, &["guard".into(), "--file".into(), file.into()], state_dir)?;
+    transient(&unit, &service, &["guard".into(), "--file".into(), file.into()], instance)?;
     Ok(format!("{unit}.service"))
 }
 
@@ -76,6 +77,6 @@ pub fn drop_timer(place: &Place, run: &str) {
     if let Ok(Some(Record { run: of, timer: Some(timer), instance, .. })) = place.read()
         && of == run
     {
-        let _ = server::command(&["systemctl", "stop", "--quiet", &timer], MANAGER_LIMIT, &instance.state_dir);
+        let _ = server::command(&["systemctl", "stop", "--quiet", &timer], MANAGER_LIMIT, &instance);
     }
 }
