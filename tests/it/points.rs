@@ -163,6 +163,7 @@ impl Place<'_> {
     /// One fault, then everything that must hold.
     fn suffer(&mut self, fault: Fault) -> String {
         let ways: Vec<Way> = self.way.map_or(Way::ALL.to_vec(), |way| vec![way]);
+        let mut tried = String::new();
         let begun = Instant::now();
         for way in ways {
             *self.stamp += 1;
@@ -181,6 +182,7 @@ impl Place<'_> {
             self.as_promised(&after, fault, way, &outcome);
             let up = begun.elapsed();
             if missed {
+                tried += &format!("\n{way:?}: {outcome}");
                 continue;
             }
             self.way = Some(way);
@@ -195,7 +197,7 @@ impl Place<'_> {
                 recovered - up
             );
         }
-        panic!("nothing leads to {}", self.point);
+        panic!("nothing leads to {}{tried}", self.point);
     }
 
     /// The exit code, and what it promises.
@@ -302,6 +304,16 @@ fn let_go(mut running: Running, hold: &Hold) -> Outcome {
 /// Where the entries of a datadir are moved, which only one that is a mount point leads to.
 const MOVES: &str = "destination:swap:moving";
 
+/// No fault here makes an outage last; a machine that is slow must not end a run before it comes to the point.
+fn patient_world() -> World {
+    let world = fault_world();
+    world.set("refreshes.nightly.max_outage", "\"60s\"");
+    world
+}
+
+/// After the faults of so many points a run must succeed.
+const NEXT_RUN: usize = 3;
+
 /// Takes every `of`-th point, beginning with the `nth`; a fresh world after a failure; all failures in one message.
 fn survive_share(points: &[String], nth: usize, of: usize, fault_world: impl Fn() -> World) {
     let share: Vec<_> = points.iter().skip(nth).step_by(of).collect();
@@ -309,7 +321,7 @@ fn survive_share(points: &[String], nth: usize, of: usize, fault_world: impl Fn(
     let mut failures = BTreeMap::new();
     let mut world = fault_world();
     let mut stamp = 0;
-    for point in share {
+    for (n, point) in share.iter().enumerate() {
         let (mut way, mut there) = (None, BTreeSet::from(Victim::ALL));
         for fault in faults(point) {
             // who is not there cannot be lost; the first fault has looked
@@ -328,6 +340,10 @@ fn survive_share(points: &[String], nth: usize, of: usize, fault_world: impl Fn(
                     world = fault_world();
                 }
             }
+        }
+        // that a run gets as far as the next fault says something already
+        if n % NEXT_RUN != NEXT_RUN - 1 && n + 1 != share.len() {
+            continue;
         }
         let begun = Instant::now();
         stamp += 1;
@@ -358,7 +374,7 @@ macro_rules! shares {
             #[test]
             fn $name() {
                 let points: Vec<_> = points().into_iter().filter(|p| p.starts_with($prefix) && p != MOVES).collect();
-                survive_share(&points, $nth, $of, fault_world);
+                survive_share(&points, $nth, $of, patient_world);
             }
         )*
     };
