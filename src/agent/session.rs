@@ -195,7 +195,13 @@ async fn read_all<Q: DeserializeOwned + Send + 'static>(
     pieces: mpsc::UnboundedSender<Piece>,
 ) {
     let mut reader = BufReader::with_capacity(256 * 1024, reader);
-    while let Ok(frame) = frame::read(&mut reader).await {
+    loop {
+        let read = tokio::select! {
+            read = frame::read(&mut reader) => read,
+            // a dead network never ends a read, and whoever waits for the stream's next piece would wait with it
+            () = session.gone() => break,
+        };
+        let Ok(frame) = read else { break };
         session.pulse.fetch_add(1, Ordering::Relaxed);
         heard.fetch_add(1, Ordering::Relaxed);
         let taken = match frame.kind {
@@ -239,4 +245,22 @@ pub async fn greet(
     frame::write(writer, &encode(hello)?).await?;
     writer.flush().await?;
     decode(&frame::read(reader).await?.payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::DestinationRequest;
+
+    #[tokio::test]
+    async fn whoever_waits_for_the_stream_hears_that_the_controller_is_gone() {
+        let (controller, agent) = tokio::io::duplex(1024);
+        let (reader, writer) = tokio::io::split(agent);
+        let (session, mut inbox) = Session::start::<DestinationRequest>(reader, writer);
+        session.leave();
+        let next = tokio::time::timeout(Duration::from_secs(10), inbox.pieces.recv()).await;
+        assert!(next.expect("it waits for ever").is_none());
+        // the line itself is as it was all the time: open, and silent
+        drop(controller);
+    }
 }
