@@ -73,7 +73,15 @@ async fn pipeline(run: &Run<Undo>, config: &Config, hosts: &mut Hosts, patience:
     run.step(Step::Swap, async {
         for destination in &mut hosts.destinations {
             let armed = run.arm(Undo::UndoSwap { host: destination.host.0.host().id.clone() })?;
-            let origin = destination.host.rollback().await?;
+            let origin = match destination.host.rollback().await {
+                Ok(origin) => origin,
+                // the host says so before it touches anything
+                Err(problem) if problem.kind == Kind::Refused => {
+                    run.settle(armed)?;
+                    return Err(problem);
+                }
+                Err(problem) => return Err(problem),
+            };
             destination.refreshed = true;
             destination.serves = origin.as_ref().map(|o| Serves {
                 run: o.run.clone(),

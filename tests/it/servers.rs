@@ -186,6 +186,33 @@ fn an_alarm_may_be_acknowledged() {
     kept.run().expect(0);
 }
 
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_rollback_with_nothing_to_go_back_to_leaves_nothing_to_undo() {
+    let world = World::new();
+    let told = world.call(&["rollback", "rnd/r1"]).run().expect(4).says(&["no previous generation"]);
+    assert!(
+        !told.stdout.contains("serve the old generation") && !told.stderr.contains("serve the old generation"),
+        "{told}"
+    );
+    world.recover().expect(0);
+    // one that is there no more when a run comes to be put back: is its volume not mounted?
+    let (call, hold) = world.refresh().hold("controller:swap:after");
+    let mut running = call.spawn();
+    hold.reached(&mut running);
+    crate::world::signal(running.pid(), "-KILL");
+    for process in world.program_processes() {
+        crate::world::signal(process.pid, "-KILL");
+    }
+    running.wait();
+    let (work, away) = (world.destination().work(), world.root().join("away"));
+    fs::rename(&work, &away).unwrap();
+    world.recover().expect(5).says(&["Is the datadir's volume mounted?"]);
+    fs::rename(&away, &work).unwrap();
+    world.recover().expect(0);
+    assert_eq!(content(world.destination()), "r1");
+}
+
 #[test]
 fn a_destination_that_does_not_stop_keeps_its_old_data() {
     let kept = Kept::new(Which::Destination);
