@@ -43,9 +43,16 @@ fn wrong_hint<T>(problem: impl Into<String>, hint: impl Into<String>) -> Read<T>
     Err(Mismatch { problem: problem.into(), hint: Some(hint.into()) })
 }
 
-/// The text as a TOML string. JSON's escapes are a part of TOML's.
+/// The text as a TOML string. JSON's escapes are a part of TOML's; it leaves the controls from 7F to 9F, which terminals obey too.
 pub(super) fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    let mut quoted = String::new();
+    for letter in serde_json::Value::from(text).to_string().chars() {
+        match letter {
+            '\u{7f}'..='\u{9f}' => quoted.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            _ => quoted.push(letter),
+        }
+    }
+    quoted
 }
 
 /// Text from the configuration within a message: quoted, and not longer than a message can bear.

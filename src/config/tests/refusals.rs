@@ -393,3 +393,10 @@ fn a_schedule_must_come_round() {
     let socket = errors(&format!("[daemon]\nstate_dir = \"/{}\"", "x".repeat(100)));
     assert!(socket.contains("daemon.socket: the path of a socket must not be longer than 107 bytes"), "{socket}");
 }
+
+#[test]
+fn no_refusal_speaks_to_the_terminal() {
+    let errors = World::new("[daemon]\n\"a\\u009b31m\\u007f\" = 1\n").errors();
+    assert!(errors[0].contains(r#"daemon."a\u009b31m\u007f""#), "{errors:?}");
+    assert!(!errors[0].contains(char::is_control));
+}
