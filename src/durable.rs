@@ -31,3 +31,17 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
 pub fn sync_dir(folder: &Path) -> std::io::Result<()> {
     File::open(folder)?.sync_all()
 }
+
+/// A text with a last line that proves it: a bit that went wrong on a disk must not be taken for another wish.
+pub fn sealed(mut text: Vec<u8>) -> Vec<u8> {
+    let proof = blake3::hash(&text).to_hex();
+    text.extend_from_slice(format!("\n{proof}\n").as_bytes());
+    text
+}
+
+/// The text of a sealed one; None: it is damaged, or not whole.
+pub fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
+    let at = bytes.len().checked_sub(blake3::OUT_LEN * 2 + 2)?;
+    let (text, proof) = bytes.split_at(at);
+    (proof == format!("\n{}\n", blake3::hash(text).to_hex()).as_bytes()).then_some(text)
+}

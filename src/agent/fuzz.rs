@@ -18,6 +18,7 @@ use crate::delta::hash::{FileHasher, Hash, ImageHasher, block};
 use crate::delta::pack::{Encoding, pack};
 use crate::delta::path::RelPath;
 use crate::delta::{BLOCK, CHUNK};
+use crate::durable::sealed;
 use crate::instance::{Instance, Service};
 use crate::lock::{self, Taken};
 use crate::mutate::{self, Rng};
@@ -319,17 +320,26 @@ fn journal(bench: &Bench) -> String {
 fn a_damaged_journal_of_a_swap() {
     let bench = Bench::new();
     let sample = journal(&bench);
-    std::fs::write(bench.work.swap(), &sample).unwrap();
+    std::fs::write(bench.work.swap(), sealed(sample.into())).unwrap();
     assert_eq!(swap::journal(&bench.work).unwrap().unwrap().run, RUN);
     mutate::run("swap.json", move |rng| {
         let bench = Bench::new();
-        let bytes = mutate::text(rng, &[journal(&bench)]);
+        // what a disk does to it is found by its last line; what a program might write has to be borne, too
+        let whole = journal(&bench);
+        let by_disk = rng.bool();
+        let bytes = if by_disk {
+            mutate::text(rng, &[String::from_utf8(sealed(whole.clone().into())).unwrap()])
+        } else {
+            sealed(mutate::text(rng, std::slice::from_ref(&whole)))
+        };
+        let same = bytes == sealed(whole.into());
         std::fs::write(bench.work.swap(), &bytes).unwrap();
         std::fs::write(bench.folder.path().join("dropin.cnf"), "after").unwrap();
         let before = bench.all();
         let understood = swap::journal(&bench.work);
         let undone = swap::undo(&bench.work, &bench.instance, "key", RUN);
         let after = bench.all();
+        assert!(same || !by_disk || understood.is_err(), "damage was not noticed");
         match understood {
             Ok(Some(journal)) if journal.run == RUN => {
                 // it may say something else now, but not take a generation away

@@ -242,8 +242,12 @@ impl Work {
     }
     /// Removes the work folder's transient parts: stage and isolated start. A stage of another run is left alone.
     pub fn discard_stage(&self, run: &str) -> Outcome<()> {
-        if std::fs::read_to_string(self.stage_run()).is_ok_and(|other| other != run) {
-            return Ok(());
+        match std::fs::read(self.stage_run()) {
+            Ok(of) if of != run.as_bytes() => return Ok(()),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).explain(|| format!("cannot read {}", self.stage_run().display()));
+            }
+            _ => {}
         }
         self.unkeep()?;
         self.throw_away(&self.stage())?;

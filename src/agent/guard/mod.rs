@@ -179,7 +179,10 @@ pub fn disarm(instance: &Instance, key: &str, run: &str) -> Outcome<Option<Strin
             _ => Ok(None),
         })?;
         match state {
-            Some(State::Fired { started: None, problem: None, .. }) if Instant::now() < deadline => {
+            // unless nobody is there any more who could end it
+            Some(State::Fired { started: None, problem: None, .. })
+                if Instant::now() < deadline && place.read()?.is_some_and(|r| r.guard.is_some_and(|g| g.alive())) =>
+            {
                 std::thread::sleep(LOOK)
             }
             Some(State::Fired { reason, problem, .. }) => {

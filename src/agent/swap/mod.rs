@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::server;
 use super::stage::{Generation, Work, write_durably, write_with_mode};
-use crate::durable::sync_dir;
+use crate::durable::{sealed, sync_dir, unsealed};
 use crate::failpoint;
 use crate::instance::Instance;
 use crate::problem::{Explain, Kind, Outcome, Problem};
@@ -57,7 +57,11 @@ pub fn journal(work: &Work) -> Outcome<Option<Journal>> {
     }
     match std::fs::read(work.swap()) {
         Ok(bytes) => {
-            serde_json::from_slice(&bytes).map(Some).explain(|| format!("cannot understand {}", work.swap().display()))
+            let damaged =
+                || Problem::failed(format!("{} is damaged; nothing is done on its word", work.swap().display()));
+            serde_json::from_slice(unsealed(&bytes).ok_or_else(damaged)?)
+                .map(Some)
+                .explain(|| format!("cannot understand {}", work.swap().display()))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).explain(|| format!("cannot read {}", work.swap().display())),
@@ -166,6 +170,10 @@ fn back(work: &Work, instance: &Instance, key: &str, mut journal: Journal) -> Ou
             entries::back(work, &mut journal)?;
         }
     } else if inode(&work.datadir).ok() != Some(journal.old) {
+        // before the server is stopped for nothing
+        if ![journal.other.clone(), work.folder.join("aside")].iter().any(|at| inode(at).ok() == Some(journal.old)) {
+            return Err(Problem::failed("the old generation is not where the journal says"));
+        }
         server::stop(instance)?;
         exchange::place(work, &journal.other, journal.old, journal.new)?;
     }
@@ -228,7 +236,7 @@ fn end(work: &Work) -> Outcome<()> {
 
 fn write(work: &Work, journal: &Journal) -> Outcome<()> {
     let bytes = serde_json::to_vec_pretty(journal).explain(|| "cannot write the swap's journal")?;
-    write_durably(&work.swap(), &bytes)
+    write_durably(&work.swap(), &sealed(bytes))
 }
 
 fn sync(folder: &Path) -> Outcome<()> {
