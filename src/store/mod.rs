@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::lock;
 use crate::problem::{Explain, Outcome};
-use crate::report::{Ending, Event, Stamped, Summary};
+use crate::report::{DestinationResult, Ending, Event, Stamped, Summary};
 use crate::wire::message::Holder;
 
 /// The open file; cheap to clone.
@@ -275,12 +275,19 @@ impl Store {
     pub fn finish_recovered(&self, run: &str, summary: &Summary) -> Outcome<()> {
         let before = self.show(run)?.and_then(|(row, _)| row.summary);
         let summary = match before {
-            Some(before) => {
-                let some = before.destinations.iter().chain(&summary.destinations).any(|d| d.refreshed);
+            Some(mut before) => {
+                // a commit that was under way when its host was lost may be found done by now
+                for known in before.destinations.iter_mut().filter(|d| !d.refreshed) {
+                    if let Some(now) = summary.destinations.iter().find(|d| d.host == known.host && d.refreshed) {
+                        *known = DestinationResult { notes: std::mem::take(&mut known.notes), ..now.clone() };
+                    }
+                }
+                let refreshed = before.destinations.iter().filter(|d| d.refreshed).count();
                 let ending = match before.ending {
                     _ if !summary.not_put_back.is_empty() => Ending::Human,
-                    Ending::Human if some => Ending::Partial,
-                    Ending::Human => Ending::Failed,
+                    Ending::Human if refreshed == 0 => Ending::Failed,
+                    Ending::Human if refreshed == before.destinations.len() => Ending::Done,
+                    Ending::Human => Ending::Partial,
                     other => other,
                 };
                 Summary { ending, not_put_back: summary.not_put_back.clone(), ..before }

@@ -1,6 +1,7 @@
 //! The journal: what is armed is found again, whoever looks, and whatever else is damaged.
 
 use super::*;
+use crate::problem::Problem;
 
 fn holder(run: &str) -> Holder {
     Holder {
@@ -122,4 +123,32 @@ fn the_journal_is_read_back_by_another_process() {
     let store = Store::open(dir.path()).unwrap();
     assert_eq!(store.armed("r1").unwrap()[0].undo, "one");
     assert_eq!(store.history(&Filter { limit: 10, ..Filter::default() }).unwrap()[0].armed, 1);
+}
+
+#[test]
+fn what_recovery_finds_done_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let result = |host: &str, refreshed: bool| {
+        let (serves, problem) = (None, (!refreshed).then(|| Problem::failed("lost")));
+        DestinationResult { host: host.to_owned(), refreshed, serves, problem, notes: Vec::new() }
+    };
+    let summary = |run: &str, ending, found: [bool; 2]| {
+        let destinations = vec![result("rnd/a", found[0]), result("rnd/b", found[1])];
+        Summary { destinations, ..Summary::of_nothing(run, "nightly", ending) }
+    };
+    for (run, before, found, after, ending) in [
+        ("r1", [false, false], [false, false], [false, false], Ending::Failed),
+        ("r2", [true, false], [false, false], [true, false], Ending::Partial),
+        ("r3", [false, false], [false, true], [false, true], Ending::Partial),
+        ("r4", [true, false], [false, true], [true, true], Ending::Done),
+    ] {
+        drop(store.begin(&holder(run), "{}").unwrap());
+        store.finish(run, &summary(run, Ending::Human, before)).unwrap();
+        store.finish_recovered(run, &summary(run, Ending::Failed, found)).unwrap();
+        let told = store.show(run).unwrap().and_then(|(row, _)| row.summary).unwrap();
+        let refreshed: Vec<bool> = told.destinations.iter().map(|d| d.refreshed).collect();
+        assert_eq!((told.ending, refreshed), (ending, after.to_vec()), "{run}");
+        assert!(told.destinations.iter().all(|d| d.problem.is_none() == d.refreshed), "{run}");
+    }
 }
