@@ -463,9 +463,11 @@ impl Destination {
     async fn discard(&mut self) -> Outcome<()> {
         let (work, run) = (self.work.clone(), self.run()?.to_owned());
         blocking(move || {
-            if !work.folder.is_dir() {
-                return Ok(());
-            }
+            match std::fs::symlink_metadata(&work.folder) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                // a disk that does not answer is no proof that nothing is there
+                found => found.explain(|| format!("cannot read {}", work.folder.display()))?,
+            };
             let _act = work.exclusive()?;
             // while a swap is not undone, the folder named stage may be the old generation
             if let Some(journal) = swap::journal(&work)? {
