@@ -318,7 +318,9 @@ struct Eye {
     /// Not looked at since it was connected.
     fresh: bool,
     asked: u32,
-    heard: Instant,
+    /// When it was asked last, and for how long it has not answered since it last did.
+    last: Instant,
+    away: Duration,
     overdue: bool,
     /// What was complained of at the last look; a server that is about to end says all kinds of things.
     complaint: Option<String>,
@@ -334,7 +336,8 @@ async fn watch(shared: &Shared, servers: Vec<Server>) {
             conn: None,
             fresh: true,
             asked: 0,
-            heard: Instant::now(),
+            last: Instant::now(),
+            away: Duration::ZERO,
             overdue: false,
             complaint: None,
         })
@@ -349,7 +352,7 @@ async fn watch(shared: &Shared, servers: Vec<Server>) {
                 if let Some(conn) = eye.conn.take() {
                     let _ = timeout(ANSWER, conn.disconnect()).await;
                 }
-                eye.heard = Instant::now();
+                (eye.last, eye.away) = (Instant::now(), Duration::ZERO);
             }
             shared.state().up.fill(false);
         }
@@ -407,9 +410,12 @@ impl Eye {
 
     /// Keeps account of how long a source was away.
     fn time(&mut self, shared: &Shared, answers: bool) {
-        let (gap, told) = (self.heard.elapsed(), self.overdue);
+        // a machine that stands still, poller and all, says nothing of the source
+        let gap = self.away + self.last.elapsed().min(2 * ANSWER);
+        let told = self.overdue;
+        (self.last, self.away) = (Instant::now(), gap);
         if answers || self.server.is_held() {
-            (self.heard, self.overdue) = (Instant::now(), false);
+            (self.away, self.overdue) = (Duration::ZERO, false);
         }
         if self.destination.is_some() || self.server.is_held() {
             return;
