@@ -153,6 +153,7 @@ fn list_points() -> Outcome<u8> {
         out(&format!("controller:{step}:after"));
     }
     serve::points().iter().for_each(|point| out(point));
+    guard::watch::POINTS.iter().for_each(|point| out(&format!("guard:{point}")));
     Ok(failure::DONE)
 }
 

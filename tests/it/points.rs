@@ -123,10 +123,12 @@ enum Way {
     Rollback,
     /// One that loses an agent after the copy, whose successor goes on.
     LosesAgent,
+    /// One that loses the source's agent while the source is down.
+    LosesSource,
 }
 
 impl Way {
-    const ALL: [Way; 5] = [Way::Run, Way::FailsLate, Way::FailsEarly, Way::Rollback, Way::LosesAgent];
+    const ALL: [Way; 6] = [Way::Run, Way::FailsLate, Way::FailsEarly, Way::Rollback, Way::LosesAgent, Way::LosesSource];
 
     fn call(self, world: &World) -> Call<'_> {
         match self {
@@ -137,6 +139,14 @@ impl Way {
             Way::LosesAgent => {
                 let once = world.root().join(format!("once-{}", unique()));
                 world.refresh().fault(&format!("destination:install:before=kill-once:{}", once.display()))
+            }
+            Way::LosesSource => {
+                let once = world.root().join(format!("once-{}", unique()));
+                // whoever else could start the source takes its time, so that the guard comes to it
+                world.refresh().fault(&format!(
+                    "source:stream:half=kill-once:{},source:start-server:before=sleep:3000",
+                    once.display()
+                ))
             }
         }
     }
@@ -386,6 +396,8 @@ shares!("source:" of 4: at_the_sources_a = 0, at_the_sources_b = 1, at_the_sourc
 shares!("destination:" of 6: at_the_destinations_a = 0, at_the_destinations_b = 1, at_the_destinations_c = 2,
     at_the_destinations_d = 3, at_the_destinations_e = 4, at_the_destinations_f = 5);
 
+shares!("guard:" of 2: at_the_guards_a = 0, at_the_guards_b = 1);
+
 #[test]
 fn at_the_moves_of_a_mounted_datadir() {
     if crate::mounts::world_on_a_mount().is_some() {
@@ -397,7 +409,11 @@ fn at_the_moves_of_a_mounted_datadir() {
 fn every_point_belongs_to_a_share() {
     assert!(points().contains(&MOVES.to_owned()));
     let places: BTreeSet<_> = points().iter().map(|point| Victim::at(point).place()).collect();
-    assert_eq!(places, BTreeSet::from(["controller", "source", "destination"]), "each place has its shares above");
+    assert_eq!(
+        places,
+        BTreeSet::from(["controller", "source", "destination", "guard"]),
+        "each place has its shares above"
+    );
 }
 
 /// Holds at every point at once and lets each go on; what was reached.
@@ -446,6 +462,10 @@ fn every_point_is_reached_by_a_run_its_undo_or_a_rollback() {
     }
     let (more, outcome) = reached(&world, Way::LosesAgent.call(&world), &points);
     outcome.expect(0);
+    all.extend(more);
+    let others: Vec<_> = points.iter().filter(|p| !p.starts_with("source:")).cloned().collect();
+    let (more, outcome) = reached(&world, Way::LosesSource.call(&world), &others);
+    outcome.expect(1);
     all.extend(more);
     if let Some(world) = crate::mounts::world_on_a_mount() {
         let (more, outcome) = reached(&world, world.refresh(), &points);

@@ -16,6 +16,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long a server must be up, with no agent left, until a guard that has fired goes.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// Fail points.
+pub const POINTS: [&str; 5] = ["arming", "armed", "fire:before", "fire:journalled", "fire:started"];
+
 /// What the guard says of itself, for the host's journal.
 pub type Say<'a> = &'a dyn Fn(&str);
 
@@ -32,6 +35,7 @@ pub fn run(file: &Path, say: Say<'_>) -> Outcome<()> {
                 return Ok(None);
             }
             if now.state == State::Arming {
+                failpoint::hit("arming")?;
                 now.state = State::Armed;
             }
             now.guard = server::process(std::process::id());
@@ -44,6 +48,7 @@ pub fn run(file: &Path, say: Say<'_>) -> Outcome<()> {
     // another one stands, or nobody needs one
     let Some(record) = ours else { return Ok(()) };
     let _deaf = ignore_signals()?;
+    failpoint::hit("armed")?;
     match &record.state {
         State::Fired { reason, .. } => bring_back(&place, &record, reason, agent.as_ref(), say),
         _ => watch(&place, &record, agent.as_ref(), say),
@@ -148,7 +153,15 @@ fn watch(place: &Place, record: &Record, agent: Option<&server::Process>, say: S
     }
 }
 
+/// A point at which nothing may end the guard any more.
+fn whatever_happens(point: &str, say: Say<'_>) {
+    if let Err(problem) = failpoint::hit(point) {
+        say(&problem.to_string());
+    }
+}
+
 fn fire(place: &Place, record: &Record, reason: &str, agent: Option<&server::Process>, say: Say<'_>) -> Outcome<()> {
+    whatever_happens("fire:before", say);
     let mine = place.change(|now| match now {
         Some(mut now) if now.run == record.run && now.state == State::Armed => {
             now.state = State::Fired { reason: reason.to_owned(), started: None, problem: None };
@@ -173,9 +186,11 @@ fn bring_back(
     say: Say<'_>,
 ) -> Outcome<()> {
     say(&format!("run {}: {reason}; the server is started", record.run));
+    whatever_happens("fire:journalled", say);
     let mut fired = record.clone();
     loop {
         let result = server::ensure_started(&record.instance, &record.key);
+        whatever_happens("fire:started", say);
         let (started, problem) = match &result {
             Ok(started) => (Some(*started), None),
             Err(problem) => (None, Some(problem.to_string())),
