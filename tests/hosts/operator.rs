@@ -25,7 +25,13 @@ impl<'a> Operator<'a> {
     /// Sits down at the host `ctl`: with a checkout that has been built, and a login on every host.
     #[track_caller]
     pub fn at(fleet: &'a Fleet) -> Operator<'a> {
-        let controller = fleet.host("ctl");
+        Operator::sits_at(fleet, "ctl")
+    }
+
+    /// Sits down at another controller.
+    #[track_caller]
+    pub fn sits_at(fleet: &'a Fleet, name: &'a str) -> Operator<'a> {
+        let controller = fleet.host(name);
         let project = Path::new(env!("CARGO_MANIFEST_DIR"));
         controller.put(&program(), &format!("{CHECKOUT}/target/release/mysql-refreshd"));
         for folder in ["utils", "systemd", "config"] {
@@ -77,6 +83,12 @@ impl<'a> Operator<'a> {
              ssh {host} sudo /usr/local/bin/mysql-refreshd consent grant --from prod --expires 90d"
         ))
         .expect(0);
+    }
+
+    /// The key of this controller is let in by a host that is set up already.
+    #[track_caller]
+    pub fn is_let_in_by(&self, host: &str, role: &str) {
+        self.does(&format!("sudo utils/copy-all-keys.sh --prepare --yes --role {role} {host}")).expect(0);
     }
 
     /// Writes the configuration: the refresh `nightly` from the host `source` of `prod` to all hosts of `rnd`.

@@ -9,26 +9,31 @@ use std::time::{Duration, Instant};
 
 use crate::fleet::{Host, eventually};
 
-/// The lines that a command prints, each with the time it came at.
+/// The lines that a command prints, each with the time it came at. A command that ends by itself, as it does when its host loses
+/// power, is begun again.
 struct Lines {
-    child: Child,
+    child: Arc<Mutex<Option<Child>>>,
     seen: Arc<Mutex<Vec<(Instant, String)>>>,
     enough: Arc<AtomicBool>,
 }
 
 impl Lines {
-    fn of(mut command: Command) -> Lines {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (out, into) = (BufReader::new(child.stdout.take().unwrap()), seen.clone());
-        let enough = Arc::new(AtomicBool::new(false));
-        let ends = enough.clone();
+    fn of(command: Command) -> Lines {
+        let lines = Lines { child: Arc::default(), seen: Arc::default(), enough: Arc::default() };
+        let (child, into, enough) = (lines.child.clone(), lines.seen.clone(), lines.enough.clone());
         std::thread::spawn(move || {
-            for line in out.lines().map_while(Result::ok).take_while(|_| !ends.load(Ordering::Relaxed)) {
-                into.lock().unwrap().push((Instant::now(), line));
+            while !enough.load(Ordering::Relaxed) {
+                let mut begun = same(&command).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+                let out = BufReader::new(begun.stdout.take().unwrap());
+                *child.lock().unwrap() = Some(begun);
+                for line in out.lines().map_while(Result::ok).take_while(|_| !enough.load(Ordering::Relaxed)) {
+                    into.lock().unwrap().push((Instant::now(), line));
+                }
+                end(&child);
+                std::thread::sleep(Duration::from_millis(100));
             }
         });
-        Lines { child, seen, enough }
+        lines
     }
 
     fn all(&self) -> Vec<(Instant, String)> {
@@ -36,12 +41,26 @@ impl Lines {
     }
 }
 
+/// A command once more: one of the standard library's cannot be copied.
+fn same(command: &Command) -> Command {
+    let mut copy = Command::new(command.get_program());
+    copy.args(command.get_args()).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    copy.stdin(Stdio::null());
+    copy
+}
+
+fn end(child: &Mutex<Option<Child>>) {
+    if let Some(mut child) = child.lock().unwrap().take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
 impl Drop for Lines {
     fn drop(&mut self) {
         // what runs inside the host is no child of ours: it ends when nobody reads its next line, or with its host
         self.enough.store(true, Ordering::Relaxed);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&self.child);
     }
 }
 
@@ -51,36 +70,67 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins. A commit whose answer was lost is asked for before the next.
+    /// Begins, after the last row that is there, and again so when the host is back after a power cut. A commit whose answer was
+    /// lost is asked for before the next.
     #[track_caller]
     pub fn on(host: Host<'_>) -> Writer {
-        let line = "client=$(command -v mariadb || command -v mysql); n=0
+        Writer::every(host, "0")
+    }
+
+    /// The same with a pause of so many seconds after each commit: a client for each of them costs more than the commit.
+    #[track_caller]
+    pub fn every(host: Host<'_>, pause: &str) -> Writer {
+        let line = "client=$(command -v mariadb || command -v mysql); n=
+            until n=$($client -N -B -e 'SELECT COALESCE(MAX(n), 0) FROM ledger.commits' 2>/dev/null) && [ -n \"$n\" ]; do sleep 0.05; done
+            echo \"from $n\"
             there() { [ \"$($client -N -B -e \"SELECT COUNT(*) FROM ledger.commits WHERE n = $n\" 2>/dev/null)\" = 1 ]; }
             while :; do
                 n=$((n + 1))
                 until $client -e \"INSERT INTO ledger.commits (n) VALUES ($n)\" 2>/dev/null || there; do sleep 0.02; done
                 echo $n
+                [ PAUSE = 0 ] || sleep PAUSE
             done";
-        let writer = Writer { lines: Lines::of(host.shell(line)) };
-        eventually("the first commits", Duration::from_secs(20), || writer.committed() > 3);
+        let writer = Writer { lines: Lines::of(host.shell(&line.replace("PAUSE", pause))) };
+        eventually("the first commits", Duration::from_secs(20), || writer.commits().len() > 3);
         writer
     }
 
-    /// How many commits were answered.
+    /// Every commit that was answered, and when.
+    fn commits(&self) -> Vec<(Instant, u64)> {
+        self.lines.all().into_iter().filter_map(|(at, line)| Some((at, line.parse().ok()?))).collect()
+    }
+
+    /// The greatest number that was committed.
     pub fn committed(&self) -> u64 {
-        self.lines.all().last().map_or(0, |(_, line)| line.parse().unwrap())
+        self.commits().iter().map(|(_, n)| *n).max().unwrap_or(0)
     }
 
     /// The longest time without a commit until now.
     pub fn longest_gap(&self) -> Duration {
-        let all = self.lines.all();
-        all.windows(2).map(|two| two[1].0 - two[0].0).max().unwrap_or_default()
+        self.commits().windows(2).map(|two| two[1].0 - two[0].0).max().unwrap_or_default()
+    }
+
+    /// The same since some time, with what is still going on.
+    pub fn longest_gap_since(&self, since: Instant) -> Duration {
+        let now = Instant::now();
+        let mut times: Vec<Instant> = self.commits().into_iter().map(|(at, _)| at).filter(|at| *at >= since).collect();
+        times.insert(0, since);
+        times.push(now);
+        times.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
     }
 
     /// Ends it. On the source everything must be there that was answered; on a destination the commits up to one point in time,
     /// without a hole, and that point is not before `at_least`.
     #[track_caller]
     pub fn check(self, source: Host<'_>, destinations: &[Host<'_>], at_least: u64) {
+        // after each power cut, too: what it began from then must hold all that was answered before
+        let mut answered = 0;
+        for (_, line) in self.lines.all() {
+            match line.strip_prefix("from ") {
+                Some(n) => assert!(n.parse::<u64>().unwrap() >= answered, "{answered} were committed, {n} came back"),
+                None => answered = line.parse().unwrap(),
+            }
+        }
         let committed = self.committed();
         drop(self);
         let rows = |host: Host<'_>| -> (u64, u64) {
@@ -141,5 +191,85 @@ impl Onlooker {
         let mut seen: Vec<String> = self.lines.all().into_iter().map(|(_, line)| line).collect();
         seen.dedup();
         assert_eq!(seen, ["mine"], "{}", self.name);
+    }
+}
+
+/// Stamps on the source what the next image will be known by: the same number in tables of three kinds.
+#[track_caller]
+pub fn stamp(source: Host<'_>, n: u64) {
+    source.sql(&format!(
+        "CREATE TABLE IF NOT EXISTS ledger.stamp (n BIGINT) ENGINE=InnoDB; CREATE TABLE IF NOT EXISTS ledger.stamp_isam (n BIGINT) ENGINE=MyISAM;
+         CREATE TABLE IF NOT EXISTS ledger.stamp_too (n BIGINT) ENGINE=InnoDB;
+         DELETE FROM ledger.stamp; DELETE FROM ledger.stamp_isam; DELETE FROM ledger.stamp_too;
+         INSERT INTO ledger.stamp VALUES ({n}); INSERT INTO ledger.stamp_isam VALUES ({n}); INSERT INTO ledger.stamp_too VALUES ({n});
+         FLUSH TABLES"
+    ));
+}
+
+/// Asks a destination all the time which stamped image it serves, and tries to get in as production's people do.
+pub struct Witness {
+    lines: Lines,
+    name: String,
+}
+
+impl Witness {
+    /// Begins to look.
+    pub fn at(host: Host<'_>) -> Witness {
+        host.write(
+            "/root/production.cnf",
+            "[client]\nuser=app\npassword=of-production\nhost=127.0.0.1\nprotocol=tcp\nconnect_timeout=5\n",
+        );
+        // a server that is going down or up, or is not there, is no image at all
+        let line = "client=$(command -v mariadb || command -v mysql)
+            while :; do
+                if out=$($client -N -B -e \"SELECT CONCAT_WS(' ', 'is', (SELECT n FROM ledger.stamp), (SELECT n FROM ledger.stamp_isam),
+                    (SELECT n FROM ledger.stamp_too), (SELECT COUNT(*) FROM information_schema.events WHERE status = 'ENABLED'))\" 2>&1); then
+                    echo \"$out\"
+                else
+                    case $out in
+                        *'ERROR 2'[0-9][0-9][0-9]\\ * | *'ERROR 1053 '* | *'ERROR 1040 '* | *'ERROR 1927 '* | *'ERROR 3169 '*) echo down ;;
+                        *) echo failed $out ;;
+                    esac
+                fi
+                ! $client --defaults-file=/root/production.cnf -e 'SELECT 1' >/dev/null 2>&1 || echo production was let in
+                sleep 0.2
+            done";
+        Witness { lines: Lines::of(host.shell(line)), name: host.name.to_owned() }
+    }
+
+    /// The images that it has served since, in order; two looks in a row at the same one count once. Anything else that was seen
+    /// fails; with `broken` errors of a server whose disk does not answer are let pass.
+    #[track_caller]
+    pub fn saw(&self, since: Instant, broken: bool) -> Vec<u64> {
+        let mut seen = Vec::new();
+        for (_, line) in self.lines.all().into_iter().filter(|(at, _)| *at >= since) {
+            let words: Vec<&str> = line.split(' ').collect();
+            match words.as_slice() {
+                ["down"] => {}
+                ["is", a, b, c, "0"] if a == b && b == c => seen.push(a.parse().unwrap()),
+                ["failed", ..] if broken => {}
+                _ => panic!("{}: {line}", self.name),
+            }
+        }
+        seen.dedup();
+        seen
+    }
+
+    /// What it serves now: a look that was begun after this was called.
+    #[track_caller]
+    pub fn serves(&self) -> u64 {
+        let (begun, mut last) = (Instant::now(), None);
+        eventually(&format!("{} serves", self.name), Duration::from_secs(60), || {
+            // the first one after now may have been begun before
+            last = self.saw_twice_since(begun);
+            last.is_some()
+        });
+        last.unwrap()
+    }
+
+    fn saw_twice_since(&self, since: Instant) -> Option<u64> {
+        let all = self.lines.all();
+        let looks = all.iter().filter(|(at, line)| *at >= since && line.starts_with("is "));
+        looks.skip(1).last().map(|(_, line)| line.split(' ').nth(1).unwrap().parse().unwrap())
     }
 }
