@@ -10,6 +10,7 @@ mod awkward;
 mod bench;
 mod connections;
 mod dump;
+mod faults_disk;
 mod faults_network;
 mod faults_power;
 mod faults_server;
