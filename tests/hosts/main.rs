@@ -11,6 +11,7 @@ mod bench;
 mod connections;
 mod dump;
 mod faults_disk;
+mod faults_mysql;
 mod faults_network;
 mod faults_power;
 mod faults_server;
