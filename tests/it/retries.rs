@@ -22,12 +22,10 @@ fn an_agent_lost_before_the_stop_costs_another_begin() {
     for (stamp, point) in (1..).zip([
         "source:lock:after",
         "destination:facts:after",
-        "destination:prepare-stage:before",
         "destination:prepare-stage:after",
         "source:record-runtime:before",
         "source:drain:after",
         "destination:make-room:before",
-        "source:arm-guard:before",
         "source:arm-guard:after",
     ]) {
         world.stamp(stamp);
