@@ -81,7 +81,8 @@ fn broken_at_the_fsync(trial: &mut Trial<'_>) {
 }
 
 /// A destination's disk is gone, or is read-only, until its host is mended.
-pub fn broken(trial: &mut Trial<'_>, host: &str, fault: &str, step: &str) {
+pub fn broken(trial: &mut Trial<'_>, host: &'static str, fault: &str, step: &str) {
+    let mended = trial.host(host);
     trial.case(format!("{host}: {fault} from the {step} on")).codes(&[1, 5, 6]).broken_disk().run(|live| {
         let trial = live.trial();
         trial.hosts("net src rate 60mbit");
@@ -90,7 +91,6 @@ pub fn broken(trial: &mut Trial<'_>, host: &str, fault: &str, step: &str) {
         trial.hosts("net src clear");
         live.until_over();
         trial.hosts(&format!("crash {host}"));
-        trial.hosts(&format!("disk {host} recover"));
-        trial.hosts(&format!("start {host}"));
+        trial.boot(mended);
     });
 }

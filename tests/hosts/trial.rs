@@ -128,6 +128,11 @@ impl<'a> Trial<'a> {
         self.destinations[n].host
     }
 
+    /// A host by its name.
+    pub fn host(&self, name: &'a str) -> Host<'a> {
+        self.fleet.host(name)
+    }
+
     /// Calls another verb of the bench's script, e.g. `net d1 cut`.
     #[track_caller]
     pub fn hosts(&self, words: &str) {
@@ -395,6 +400,10 @@ impl Trial<'_> {
         eventually("the volume is let go", Duration::from_secs(20), recovers);
         self.hosts(&format!("net {} heal", host.name));
         self.hosts(&format!("start {}", host.name));
+        // what a controller wants put back there meanwhile is refused: the host's own repair has the lock
+        let repair = || host.sh("systemctl is-active mysql-refreshd-repair || true");
+        eventually("the repair at boot is over", Duration::from_secs(60), || repair() != "activating");
+        assert_eq!(repair(), "inactive", "{}", host.sh("journalctl -b -u mysql-refreshd-repair --no-pager | tail -20"));
     }
 }
 
