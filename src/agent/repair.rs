@@ -12,6 +12,9 @@ use crate::lock::{self, Taken};
 use crate::problem::{Outcome, Problem};
 use crate::wire::message::Holder;
 
+/// What the host's lock says while it is repaired: nobody's run.
+pub const RUN: &str = "repair";
+
 /// What was found for one instance.
 #[derive(Debug)]
 pub struct Repaired {
@@ -46,7 +49,7 @@ fn one(instance: &Instance, roles: &[RoleWord], repaired: &mut Repaired) {
         Err(problem) => return repaired.problems.push(problem),
     };
     let holder = Holder {
-        run: "repair".to_owned(),
+        run: RUN.to_owned(),
         refresh: "host repair".to_owned(),
         pid: std::process::id(),
         host: identity.hostname.clone(),

@@ -408,7 +408,8 @@ pub async fn take_lock(
                 *slot = Some(lock);
                 return Ok(Reply::Locked(None));
             }
-            Taken::Theirs(Some(theirs)) if theirs.run == holder.run => {
+            // this run's earlier agent, or what the host itself does at a boot: both end soon
+            Taken::Theirs(Some(theirs)) if theirs.run == holder.run || theirs.run == super::repair::RUN => {
                 let switching = u64::from(open.instance.stop_timeout_s) + u64::from(open.instance.start_timeout_s);
                 match role {
                     Role::Source if begun.elapsed() >= PREDECESSOR => return Ok(Reply::Locked(None)),

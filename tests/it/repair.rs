@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+use mysql_refreshd::lock::{self, Taken};
+use mysql_refreshd::wire::message::Holder;
+
 use crate::world::{Outcome, Server, World, signal, wait_for};
 
 /// The policy of the world's hosts describes a server, as `host init` would.
@@ -83,4 +86,38 @@ fn a_destination_gets_one_whole_generation() {
     world.refresh().run().expect(0);
     assert_eq!(world.content(world.destination()), "prod-0");
     world.expect_nobody_left();
+}
+
+#[test]
+fn recovery_waits_for_a_host_that_repairs_itself() {
+    let world = World::new();
+    let (call, hold) = world.refresh().hold("controller:swap:after");
+    let mut run = call.spawn();
+    hold.reached(&mut run);
+    kill_all(&world);
+    run.wait();
+    // what a repair at work holds
+    let locks: Vec<_> = std::fs::read_dir(world.root().join("host/locks"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|end| end == "lock"))
+        .collect();
+    assert!(locks.len() >= 2, "{locks:?}");
+    let holder = Holder {
+        run: "repair".to_owned(),
+        refresh: "host repair".to_owned(),
+        pid: std::process::id(),
+        host: "here".to_owned(),
+        since: "2026-01-01T00:00:00Z".to_owned(),
+        step: "repair".to_owned(),
+    };
+    let held: Vec<_> = locks.iter().map(|path| lock::try_take(path, &holder).unwrap()).collect();
+    assert!(held.iter().all(|taken| matches!(taken, Taken::Ours(_))));
+    let mut recover = world.call(&["recover"]).spawn();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(recover.ended().is_none(), "it did not wait: {}", recover.so_far());
+    drop(held);
+    recover.wait().expect(0);
+    assert_eq!(world.content(world.destination()), "r1");
+    world.refresh().run().expect(0);
 }
