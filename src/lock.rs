@@ -78,6 +78,7 @@ fn open(path: &Path) -> Outcome<File> {
         .create(true)
         .truncate(false)
         .mode(0o640)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits() as i32)
         .open(path)
         .explain(|| format!("cannot open {}", path.display()))
 }

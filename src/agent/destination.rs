@@ -468,6 +468,9 @@ impl Destination {
                 // a disk that does not answer is no proof that nothing is there
                 found => found.explain(|| format!("cannot read {}", work.folder.display()))?,
             };
+            if !work.held()? {
+                return Ok(());
+            }
             let _act = work.exclusive()?;
             // while a swap is not undone, the folder named stage may be the old generation
             if let Some(journal) = swap::journal(&work)? {

@@ -13,7 +13,7 @@ use super::engage::Engaged;
 use super::receive::is_root;
 use super::server::{self, Process};
 use super::sql::Sql;
-use super::stage::Work;
+use super::stage::{self, Work};
 use super::{runtime, swap, tree, upgrade};
 use crate::instance::{Instance, Service};
 use crate::mysql::files::Names;
@@ -66,7 +66,13 @@ pub async fn gather(engaged: &Engaged, role: Role, extra: &Extra) -> Outcome<Fac
         tree,
         disk: disk(instance, &work)?,
         socket_path_fits: socket.as_os_str().len() <= MAX_SOCKET,
-        not_at_boot: not_at_boot(&instance.service),
+        not_at_boot: match role {
+            Role::Source => {
+                let service = instance.service.clone();
+                super::source::blocking(move || Ok(not_at_boot(&service))).await?
+            }
+            Role::Destination => None,
+        },
     })
 }
 
@@ -264,7 +270,8 @@ fn disk(instance: &Instance, work: &Work) -> Outcome<DiskFacts> {
 fn immovable(datadir: &Path) -> Vec<String> {
     let device = std::fs::metadata(datadir).map(|meta| meta.dev()).ok();
     let entries = std::fs::read_dir(datadir).into_iter().flatten().flatten();
-    let elsewhere = entries.filter(|entry| entry.metadata().ok().map(|meta| meta.dev()) != device);
+    let elsewhere = entries
+        .filter(|entry| entry.metadata().ok().map(|meta| meta.dev()) != device || stage::is_mount_point(&entry.path()));
     elsewhere.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 

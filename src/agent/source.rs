@@ -34,6 +34,8 @@ pub struct Source {
     variables: BTreeMap<String, String>,
     runtime: Option<Runtime>,
     lock: Option<Lock>,
+    /// This run's earlier agent hangs and keeps the lock: what brings the source back is done all the same.
+    without_lock: bool,
     guarded: bool,
     drained: bool,
     stopped: bool,
@@ -53,6 +55,7 @@ impl Serve for Source {
             variables: BTreeMap::new(),
             runtime: None,
             lock: None,
+            without_lock: false,
             guarded: false,
             drained: false,
             stopped: false,
@@ -70,14 +73,18 @@ impl Serve for Source {
 
     async fn serve(&mut self, request: SourceRequest, _inbox: &mut Inbox<SourceRequest>) -> Outcome<Reply> {
         let looks = matches!(request, SourceRequest::Open(_) | SourceRequest::Facts(_) | SourceRequest::Lock(_));
-        if !looks && self.lock.is_none() {
+        let brings_back =
+            matches!(request, SourceRequest::StartServer(_) | SourceRequest::Undrain(_) | SourceRequest::DisarmGuard);
+        if !looks && self.lock.is_none() && !(self.without_lock && brings_back) {
             return Err(Problem::failed("no change to a source without its lock"));
         }
         match request {
             SourceRequest::Open(_) => Err(Problem::failed("already open")),
             SourceRequest::Facts(extra) => self.facts(&extra).await,
             SourceRequest::Lock(holder) => {
-                take_lock(Role::Source, &mut self.lock, &self.open, &self.identity.key, &holder).await
+                let reply = take_lock(Role::Source, &mut self.lock, &self.open, &self.identity.key, &holder).await?;
+                self.without_lock = matches!(reply, Reply::Locked(None)) && self.lock.is_none();
+                Ok(reply)
             }
             SourceRequest::RecordRuntime => self.record_runtime().await,
             SourceRequest::Drain(options) => {

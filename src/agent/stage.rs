@@ -108,12 +108,22 @@ impl Work {
             return Ok(());
         }
         match std::fs::symlink_metadata(&self.folder) {
+            Ok(meta) if meta.is_dir() && meta.uid() != 0 && self.inside => {
+                Err(Problem::refused(format!("{} is not root's folder any more", self.folder.display())).hint(
+                    "A script that gives everything in the datadir to the server's account (packages have one) may have done that: look at \
+                     what is in there, then `chown root` it; or `chattr -i` the folder above and remove both.",
+                ))
+            }
             Ok(meta) if !meta.is_dir() || meta.uid() != 0 => {
                 Err(Problem::refused(format!("{} is not root's folder", self.folder.display()))
                     .hint("Somebody else has put it there: look at it, and remove it."))
             }
             _ => Ok(()),
         }
+    }
+    /// Whether what lies in the folder is ours: inside a datadir that belongs to the server's account only behind its anchor.
+    pub fn held(&self) -> Outcome<bool> {
+        Ok(!self.inside || anchor::holds(&self.datadir)?)
     }
     /// The staged datadir.
     pub fn stage(&self) -> PathBuf {
@@ -191,6 +201,10 @@ impl Work {
     }
     /// One at a time: whoever changes anything here holds this.
     pub fn exclusive(&self) -> Outcome<Lock> {
+        self.guarded()?;
+        if !self.held()? {
+            return Err(Problem::failed(format!("{} is not ours", self.folder.display())));
+        }
         lock::take_within(&self.folder.join("act.lock"), EXCLUSIVE)?
             .ok_or_else(|| Problem::failed(format!("another agent is at work in {}", self.folder.display())))
     }
@@ -228,6 +242,9 @@ impl Work {
     }
     /// The record of the generations.
     pub fn generations(&self) -> Outcome<Generations> {
+        if !self.held()? {
+            return Ok(Generations::default());
+        }
         let path = self.folder.join("generation.json");
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).explain(|| format!("cannot understand {}", path.display())),
@@ -259,7 +276,7 @@ impl Work {
 }
 
 /// Also bind mounts, which have the device of their parent.
-fn is_mount_point(path: &Path) -> bool {
+pub fn is_mount_point(path: &Path) -> bool {
     let escaped = path
         .to_string_lossy()
         .replace('\\', "\\134")

@@ -357,8 +357,25 @@ async fn pipeline(
         extra: extra(refresh),
     };
     let mut source = hosts.source.take();
-    let (delivered, ()) =
-        tokio::join!(deliver(run, hosts, &shared, abort), caught_up(source.as_mut(), &runtime, report));
+    let delivered = {
+        let mut catching_up = std::pin::pin!(caught_up(source.as_mut(), &runtime, report));
+        let (delivered, caught) = {
+            let mut delivering = std::pin::pin!(deliver(run, hosts, &shared, abort));
+            tokio::select! {
+                delivered = &mut delivering => (delivered, false),
+                () = &mut catching_up => (delivering.await, true),
+            }
+        };
+        // whoever has to go back does not wait for that
+        let all_well = delivered.is_ok() && hosts.destinations.iter().all(|d| d.failed.is_none());
+        if all_well && !caught {
+            tokio::select! {
+                () = catching_up => {}
+                () = run.cancel.cancelled() => {}
+            }
+        }
+        delivered
+    };
     hosts.source = source;
     delivered
 }

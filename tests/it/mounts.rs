@@ -156,6 +156,75 @@ fn death_between_two_moves_leaves_nothing_that_a_server_would_serve() {
     assert!(tried > 10);
 }
 
+/// Runs until the destination's agent has been killed at the `nth` move; nobody is left to put anything back.
+fn killed_at_move(world: &World, nth: usize, on_the_way_back: bool) {
+    let fault = format!("destination:swap:moving=kill-at:{nth}");
+    let (call, hold) = world.refresh().fault(&fault).hold("controller:swap:after");
+    let mut running = call.spawn();
+    if on_the_way_back {
+        hold.reached(&mut running);
+    } else {
+        wait_for("the journal", Duration::from_secs(60), || work(world.destination()).join("swap.json").exists());
+        wait_for("the agent's death", Duration::from_secs(30), || !has_agent(world));
+    }
+    // left alone, an agent goes back by itself
+    signal(running.pid(), "-KILL");
+    running.wait();
+    wait_for("the agent's end", Duration::from_secs(60), || !has_agent(world));
+}
+
+fn has_agent(world: &World) -> bool {
+    world.program_processes().iter().any(|p| p.args.join(" ").contains("--role destination"))
+}
+
+fn work(server: &Server) -> std::path::PathBuf {
+    server.datadir().join(".refreshd/work")
+}
+
+#[test]
+fn a_server_that_ran_before_the_first_move_keeps_what_it_was_given() {
+    let Some(world) = world_on_a_mount() else { return };
+    let server = world.destination();
+    world.stamp(1);
+    killed_at_move(&world, 1, false);
+    // a boot, for instance: the old data is all there, and somebody uses it, and the server replaces files of its own at its stop
+    server.start();
+    server.sql("CREATE DATABASE since; CREATE TABLE since.t (n INT); INSERT INTO since.t VALUES (7); SET GLOBAL innodb_buffer_pool_dump_now = ON");
+    server.stop();
+    world.recover().expect(0);
+    world.recover().expect(0);
+    server.wait_up(Duration::from_secs(10));
+    assert_eq!((content(server).as_str(), server.sql("SELECT n FROM since.t").as_str()), ("r1", "7\n"));
+    world.refresh().run().expect(0);
+    assert_eq!(content(server), "prod-1");
+    world.expect_nobody_left();
+}
+
+#[test]
+fn death_on_the_way_back_leaves_nothing_that_a_server_would_serve() {
+    let Some(world) = world_on_a_mount() else { return };
+    let server = world.destination();
+    killed_at_move(&world, 2, false);
+    let moves = journal(server)["moves"].clone();
+    let all = moves["old"].as_array().unwrap().len() + moves["new"].as_array().unwrap().len();
+    world.recover().expect(0);
+    for (stamp, back) in (1..).zip([1, 2, 3, 9, all / 2 + 2, all - 2, all - 1]) {
+        world.stamp(stamp);
+        let old = content(server);
+        killed_at_move(&world, all + back, true);
+        let serves = serves_when_started(server);
+        // before the first move back it is the new generation, whole, on which a server has run
+        assert_eq!(serves, back == 1, "after {} of the moves back", back - 1);
+        world.recover().expect(0);
+        world.recover().expect(0);
+        server.wait_up(Duration::from_secs(10));
+        assert_eq!(content(server), old, "killed at move {back} on the way back");
+        assert!(!work(server).join("stray").exists() && !work(server).join("aside").exists());
+        world.expect_nobody_left();
+    }
+    world.refresh().run().expect(0);
+}
+
 #[test]
 fn an_error_between_two_moves_and_a_new_generation_that_fails_are_put_back_at_once() {
     let Some(world) = world_on_a_mount() else { return };

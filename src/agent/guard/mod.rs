@@ -162,7 +162,9 @@ pub fn disarm(instance: &Instance, key: &str, run: &str) -> Outcome<Option<Strin
         let state = place.change(|record| match record {
             Some(mut record) if record.run == run => {
                 // whatever it has done so far: while the server is down it is needed, and will start it
-                let needed = !record.dismissed && record.guard.as_ref().is_some_and(server::Process::alive);
+                // one that was killed is about to be back, and a timer stands behind it
+                let stands = record.guard.as_ref().is_some_and(server::Process::alive) || record.timer.is_some();
+                let needed = !record.dismissed && stands;
                 if needed && !server::greets(&instance.socket) {
                     return Err(Problem::failed("the server is down; its guard stays"));
                 }

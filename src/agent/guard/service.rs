@@ -12,7 +12,7 @@ use crate::instance::Instance;
 use crate::problem::{Explain, Outcome, Problem};
 
 /// How much later than the guard itself its timer acts.
-const TIMER_MARGIN_S: u64 = 15;
+const TIMER_MARGIN_S: u64 = 30;
 
 /// How long the service manager may take for one answer.
 const MANAGER_LIMIT: Duration = Duration::from_secs(10);

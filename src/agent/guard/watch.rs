@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{LOOK, Place, Record, State};
 use crate::agent::server;
 use crate::failpoint;
-use crate::problem::{Explain, Outcome, Problem};
+use crate::problem::{Explain, Outcome};
 
 /// How long a dead agent's server may stay down: time for a restarted agent to take over.
 const GRACE: Duration = Duration::from_secs(1);
@@ -26,7 +26,15 @@ pub type Say<'a> = &'a dyn Fn(&str);
 pub fn run(file: &Path, say: Say<'_>) -> Outcome<()> {
     failpoint::init(vec!["guard".into()]);
     let place = place_of(file);
-    let record = place.read()?.ok_or_else(|| Problem::failed(format!("no guard's record at {}", file.display())))?;
+    // without a record there is nothing to guard, also not at the next try
+    let record = match place.read() {
+        Ok(Some(record)) => record,
+        Ok(None) => return Ok(()),
+        Err(problem) => {
+            say(&problem.to_string());
+            return Ok(());
+        }
+    };
     let agent = record.watched.clone().or_else(|| server::process(record.agent));
     let ours = place.change(|now| match now {
         Some(mut now) if now.run == record.run && !now.dismissed => {
@@ -187,6 +195,8 @@ fn bring_back(
 ) -> Outcome<()> {
     say(&format!("run {}: {reason}; the server is started", record.run));
     whatever_happens("fire:journalled", say);
+    // the guard is the last to go when memory is short; a server that it starts must not be
+    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     let mut fired = record.clone();
     loop {
         let result = server::ensure_started(&record.instance, &record.key);
@@ -209,7 +219,8 @@ fn bring_back(
             }
             _ => Ok(()),
         });
-        if result.is_ok() && told.is_ok() {
+        // a record that is damaged is told nothing, ever
+        if result.is_ok() && (told.is_ok() || place.read().is_err()) {
             return keep_up(place, record, agent);
         }
         if superseded(place, record) {

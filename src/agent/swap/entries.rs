@@ -107,9 +107,11 @@ pub fn forward(work: &Work, journal: &mut Journal) -> Outcome<()> {
     sync(&work.folder)?;
     // what a stop leaves, not what was there before it
     let moves = Moves { old: list(&work.datadir)?, new: list(&journal.other)?, placed: false };
-    for vital in ["mysql", "ibdata1"] {
-        if !moves.new.iter().any(|entry| entry.name == vital) {
-            return Err(Problem::failed(format!("the new generation has no {vital}")));
+    for (which, entries) in [("old", &moves.old), ("new", &moves.new)] {
+        for vital in ["mysql", "ibdata1"] {
+            if !entries.iter().any(|entry| entry.name == vital) {
+                return Err(Problem::failed(format!("the {which} generation has no {vital}")));
+            }
         }
     }
     journal.moves = Some(moves.clone());
@@ -120,25 +122,45 @@ pub fn forward(work: &Work, journal: &mut Journal) -> Outcome<()> {
     write(work, journal)
 }
 
+/// Whether everything of a generation that no server starts without is in the datadir. It goes first and comes in last: so all of the
+/// generation is there, and a server may have run on it, and replaced what else it likes.
+fn whole(generation: &[Entry], here: &[Entry]) -> bool {
+    generation.iter().filter(|entry| entry.vital()).all(|entry| here.contains(entry))
+}
+
 /// The new generation goes back to where it came from, the old one comes in again. The server is stopped.
 pub fn back(work: &Work, journal: &mut Journal) -> Outcome<()> {
-    let Some(moves) = journal.moves.clone() else { return Ok(()) };
-    let (mut new, mut strays) = (Vec::new(), Vec::new());
-    for entry in list(&work.datadir)? {
-        if moves.old.contains(&entry) {
-            continue;
-        }
-        // a server that ran on the new generation has made, replaced and renamed files there; before that nobody should have
-        let known = moves.placed || moves.new.iter().any(|of| of.inode == entry.inode);
-        if known { new.push(entry) } else { strays.push(entry) }
-    }
+    let Some(mut moves) = journal.moves.clone() else { return Ok(()) };
+    let here = list(&work.datadir)?;
     let stray = work.folder.join("stray");
-    work.throw_away(&stray)?;
-    stage::make_dir(&stray)?;
-    shift_all(&strays, &work.datadir, &stray, true)?;
-    shift_all(&new, &work.datadir, &journal.other, true)?;
-    if aside(work).is_dir() {
-        shift_all(&moves.old, &aside(work), &work.datadir, false)?;
+    if !whole(&moves.old, &here) {
+        if moves.placed || whole(&moves.new, &here) {
+            // what is there now is the new generation, whatever a server has made of it; from here on exactly that
+            moves.new = here.iter().filter(|entry| !moves.old.contains(entry)).cloned().collect();
+            moves.placed = false;
+            journal.moves = Some(moves.clone());
+            write(work, journal)?;
+        }
+        // a start that was tried in between may have replaced what it could not do anything with
+        let at_home = |entry: &Entry| inode(&aside(work).join(&entry.name)).ok() == Some(entry.inode);
+        let (coming, replaced): (Vec<Entry>, Vec<Entry>) =
+            moves.old.iter().cloned().partition(|entry| here.contains(entry) || at_home(entry));
+        if let Some(vital) = replaced.iter().find(|entry| entry.vital()) {
+            return Err(Problem::failed(format!("{} of the old generation is nowhere", vital.name)));
+        }
+        let (mut new, mut strays) = (Vec::new(), Vec::new());
+        for entry in here.into_iter().filter(|entry| !moves.old.contains(entry)) {
+            if moves.new.iter().any(|of| of.inode == entry.inode) {
+                new.push(entry);
+            } else if !replaced.iter().any(|of| of.name == entry.name) {
+                strays.push(entry);
+            }
+        }
+        work.throw_away(&stray)?;
+        stage::make_dir(&stray)?;
+        shift_all(&strays, &work.datadir, &stray, true)?;
+        shift_all(&new, &work.datadir, &journal.other, true)?;
+        shift_all(&coming, &aside(work), &work.datadir, false)?;
     }
     // from here on what is in the datadir is the old generation, whatever its server makes of it
     journal.moves = None;

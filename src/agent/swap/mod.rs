@@ -54,6 +54,9 @@ pub struct Journal {
 pub fn journal(work: &Work) -> Outcome<Option<Journal>> {
     if work.folder.exists() {
         work.guarded()?;
+        if !work.held()? {
+            return Ok(None);
+        }
     }
     match std::fs::read(work.swap()) {
         Ok(bytes) => {
@@ -164,6 +167,10 @@ pub fn undo(work: &Work, instance: &Instance, key: &str, run: &str) -> Outcome<b
 }
 
 fn back(work: &Work, instance: &Instance, key: &str, mut journal: Journal) -> Outcome<()> {
+    // a server that a boot has started on the old data may run with the new settings
+    if read_dropin(instance).is_ok_and(|now| now != journal.dropin_before) {
+        server::stop(instance)?;
+    }
     if work.inside {
         if journal.moves.is_some() {
             server::stop(instance)?;
