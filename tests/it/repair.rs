@@ -6,6 +6,7 @@ use std::time::Duration;
 use mysql_refreshd::lock::{self, Taken};
 use mysql_refreshd::wire::message::Holder;
 
+use crate::poller::Spare;
 use crate::world::{Outcome, Server, World, signal, wait_for};
 
 /// The policy of the world's hosts describes a server, as `host init` would.
@@ -120,4 +121,29 @@ fn recovery_waits_for_a_host_that_repairs_itself() {
     recover.wait().expect(0);
     assert_eq!(world.content(world.destination()), "r1");
     world.refresh().run().expect(0);
+}
+
+#[test]
+fn old_data_that_a_boot_started_with_new_settings_is_started_anew() {
+    let world = World::new();
+    let server = world.destination();
+    world.poller().spare(
+        Spare::Settings,
+        "a boot in the middle of a swap starts the server before anyone can see to its settings",
+    );
+    describe(&world, server, "destination");
+    let (call, hold) = world.refresh().hold("destination:swap:dropin");
+    let mut run = call.spawn();
+    hold.reached(&mut run);
+    kill_all(&world);
+    run.wait();
+    server.start();
+    assert_eq!((world.content(server).as_str(), server.variable("max_connections").as_str()), ("r1", "77"));
+    let told = repair(&world).expect(0);
+    assert!(told.stdout.contains("the old generation serves again"), "{told}");
+    wait_for("it answers", Duration::from_secs(20), || server.answers());
+    assert_eq!((world.content(server).as_str(), server.variable("max_connections").as_str()), ("r1", "40"));
+    world.recover().expect(0);
+    world.refresh().run().expect(0);
+    world.expect_nobody_left();
 }
