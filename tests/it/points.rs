@@ -100,8 +100,7 @@ fn faults(point: &str) -> Vec<Fault> {
         Controller => {
             vec![Killed(Source), Killed(Destination), Killed(Guard), Lost(Source), Lost(Destination), Error, Kill]
         }
-        Source => vec![Killed(Controller), Killed(Destination), Cut, Error, Kill],
-        Destination => vec![Killed(Controller), Killed(Source), Cut, Error, Kill],
+        Source | Destination => vec![Killed(Controller), Cut, Error, Kill],
         Guard => vec![Killed(Controller), Killed(Source), Lost(Source), Error, Kill],
     };
     if leads_back(point) {
