@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: utils/test.sh [--fast | --hosts] [ARGUMENTS]
+usage: utils/test.sh [--fast | --hosts | --matrix] [ARGUMENTS]
 
 Installs what the tests need (utils/install-dependencies.sh --tests), then runs, and goes on after a failure:
   cargo fmt --check · cargo clippy · cargo nextest run (or cargo test) · the same over SSH · tests on real hosts · doc tests · shellcheck · cargo deny
@@ -15,6 +15,8 @@ root, Debian and its package archives; elsewhere they are named as skipped, with
 
   --fast       only the quick tests: none over SSH, none on real hosts
   --hosts      only the tests on real hosts
+  --matrix     only those, and the longest of them, too, which are named as skipped otherwise: power cuts in every step, servers that do not
+               stop or start as told, and the faults with MySQL (an hour)
   ARGUMENTS    for the test runner: a part of a test's name, or any of its options
   --help       this text
 
@@ -22,7 +24,7 @@ Exit code: 0 when no check failed, 1 otherwise.
 END
 }
 
-fast=no only_hosts=no
+fast=no only_hosts=no matrix=no
 case ${1-} in
     --help | -h)
         usage
@@ -34,6 +36,10 @@ case ${1-} in
         ;;
     --hosts)
         only_hosts=yes
+        shift
+        ;;
+    --matrix)
+        only_hosts=yes matrix=yes
         shift
         ;;
 esac
@@ -91,6 +97,9 @@ over_ssh() {
 
 # --- the bench of real hosts: waits for machines more than it computes, so it runs beside everything else -----------------
 
+# Modules whose tests are run by --matrix only.
+LONG='faults_power|faults_server|faults_mysql'
+
 hosts_cannot='' hosts_job='' hosts_output=target/hosts.log
 trap '[ -z "$hosts_job" ] || kill -TERM -- "-$hosts_job" 2>/dev/null || true' EXIT
 
@@ -117,10 +126,16 @@ prepare_hosts() {
 hosts_tests() {
     tests/hosts/hosts build && tests/hosts/hosts sweep || return 1
     export MR_PROGRAM="$PWD/target/hosts/mysql-refreshd"
+    local long=() skip=() module
+    if [ $matrix = no ]; then
+        long=(-E "not test(/^($LONG)::/)")
+        for module in ${LONG//|/ }; do skip+=(--skip "$module::"); done
+    fi
     if [ -e target/hosts/binaries.json ]; then
-        cargo nextest run --binaries-metadata target/hosts/binaries.json --cargo-metadata target/hosts/metadata.json "$@"
+        cargo nextest run --binaries-metadata target/hosts/binaries.json --cargo-metadata target/hosts/metadata.json \
+            "${long[@]}" "$@"
     else
-        cargo test --test hosts "$@" -- --test-threads=2
+        cargo test --test hosts "$@" -- --test-threads=2 "${skip[@]}"
     fi
 }
 
@@ -147,6 +162,10 @@ join_hosts() {
 }
 
 check_hosts() {
+    if [ -z "$hosts_cannot" ] && [ $matrix = no ]; then
+        local module
+        for module in ${LONG//|/ }; do skip "on real hosts, $module" "long, see utils/test.sh --matrix"; done
+    fi
     if [ -n "$hosts_job" ]; then
         check "tests on real hosts" join_hosts
         return
