@@ -211,7 +211,8 @@ fn two_controllers_at_once() {
                 );
             }
             live.trial().hosts("net d1 clear");
-            second.join().unwrap().expect(0).says(&["waiting"]);
+            // on a busy machine the first may be over before it has asked every host
+            second.join().unwrap().expect(0);
         });
     });
     // both at the same moment, again and again: exactly one at a time, and nobody waits for ever
