@@ -6,6 +6,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::poller::Spare;
 use crate::world::{Server, World, content, is_root, output, signal, wait_for};
 
 /// A world whose destination's datadir is a volume of its own.
@@ -185,6 +186,8 @@ fn work(server: &Server) -> std::path::PathBuf {
 fn a_server_that_ran_before_the_first_move_keeps_what_it_was_given() {
     let Some(world) = world_on_a_mount() else { return };
     let server = world.destination();
+    let why = "a boot in the middle of a swap starts the server before anyone can see to its settings";
+    world.poller().spare(Spare::Settings, why);
     world.stamp(1);
     killed_at_move(&world, 1, false);
     // a boot, for instance: the old data is all there, and somebody uses it, and the server replaces files of its own at its stop
@@ -195,6 +198,7 @@ fn a_server_that_ran_before_the_first_move_keeps_what_it_was_given() {
     world.recover().expect(0);
     server.wait_up(Duration::from_secs(10));
     assert_eq!((content(server).as_str(), server.sql("SELECT n FROM since.t").as_str()), ("r1", "7\n"));
+    assert_eq!(server.variable("max_connections"), "40");
     world.refresh().run().expect(0);
     assert_eq!(content(server), "prod-1");
     world.expect_nobody_left();
