@@ -96,6 +96,10 @@ fn leads_back(point: &str) -> bool {
 fn faults(point: &str) -> Vec<Fault> {
     use Fault::{Cut, Error, Kill, KillAlways, Killed, Lost};
     use Victim::{Controller, Destination, Guard, Source};
+    if point == MOVES {
+        // whoever is held there is held at every move; mounts.rs has the controller's death
+        return vec![Cut, Error, Kill];
+    }
     let mut faults = match Victim::at(point) {
         Controller => {
             vec![Killed(Source), Killed(Destination), Killed(Guard), Lost(Source), Lost(Destination), Error, Kill]
@@ -294,25 +298,18 @@ impl Place<'_> {
         } else {
             assert!(kill_program(self.world, |args| victim.is(args)) > 0, "{victim:?} is gone already");
         }
-        Struck::Yes(let_go(running, &hold, self.point == MOVES))
+        Struck::Yes(let_go(running, &hold))
     }
 }
 
 /// Lets it go on to its end; successors of agents come to the same point.
-fn let_go(mut running: Running, hold: &Hold, again: bool) -> Outcome {
+fn let_go(mut running: Running, hold: &Hold) -> Outcome {
     let since = Instant::now();
     while running.ended().is_none() && since.elapsed() < RUN_LIMIT {
         let _ = std::fs::remove_file(&hold.file);
         std::thread::sleep(Duration::from_millis(10));
     }
-    // whoever outlives the controller goes on, too; some come to the point again and again
-    let mut quiet = Instant::now();
-    while quiet.elapsed() < Duration::from_millis(if again { 1500 } else { 0 }) {
-        if std::fs::remove_file(&hold.file).is_ok() {
-            quiet = Instant::now();
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    // whoever outlives the controller goes on, too
     let _ = std::fs::remove_file(&hold.file);
     running.wait()
 }
