@@ -31,7 +31,7 @@ pub fn world_on_a_mount() -> Option<World> {
 }
 
 fn journal(server: &Server) -> serde_json::Value {
-    let text = std::fs::read(server.datadir().join(".refreshd/work/swap.json")).unwrap();
+    let text = std::fs::read(work(server).join("swap.json")).unwrap();
     // the last line is its proof
     serde_json::Deserializer::from_slice(&text).into_iter().next().unwrap().unwrap()
 }
@@ -77,7 +77,7 @@ fn it_is_refreshed_rolled_back_and_refreshed_again() {
         assert_eq!(content(server), format!("prod-{stamp}"));
     }
     // nothing but the two generations and their record
-    let mut left: Vec<_> = std::fs::read_dir(server.datadir().join(".refreshd/work"))
+    let mut left: Vec<_> = std::fs::read_dir(server.datadir().join(".refreshd").join("work"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -104,8 +104,7 @@ fn death_between_two_moves_leaves_nothing_that_a_server_would_serve() {
         let (run, _hold) = run.hold("controller:swap:after");
         let running = run.spawn();
         let killed = Instant::now();
-        while !server.datadir().join(".refreshd/work/swap.json").exists() && killed.elapsed() < Duration::from_secs(60)
-        {
+        while !work(server).join("swap.json").exists() && killed.elapsed() < Duration::from_secs(60) {
             std::thread::sleep(Duration::from_millis(5));
         }
         wait_for("the agent's death", Duration::from_secs(30), || {
@@ -147,7 +146,7 @@ fn death_between_two_moves_leaves_nothing_that_a_server_would_serve() {
         world.recover().expect(0);
         server.wait_up(Duration::from_secs(10));
         assert_eq!(content(server), old, "killed at move {nth}");
-        assert!(!server.datadir().join(".refreshd/work/stray").exists());
+        assert!(!work(server).join("stray").exists());
         if tried % 4 == 0 {
             world.refresh().run().expect(0);
             assert_eq!(content(server), format!("prod-{stamp}"));
@@ -179,7 +178,7 @@ fn has_agent(world: &World) -> bool {
 }
 
 fn work(server: &Server) -> std::path::PathBuf {
-    server.datadir().join(".refreshd/work")
+    server.datadir().join(".refreshd").join("work")
 }
 
 #[test]
@@ -275,7 +274,7 @@ fn death_around_the_moves_is_recovered() {
         let now = content(server);
         assert!(now == old || now == format!("prod-{stamp}"), "{point}: {now}");
         assert_eq!(now != old, point.starts_with("commit"), "{point}: {now}");
-        assert!(!server.datadir().join(".refreshd/work/swap.json").exists());
+        assert!(!work(server).join("swap.json").exists());
         world.expect_nobody_left();
     }
     world.refresh().run().expect(0);
