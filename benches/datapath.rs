@@ -1,7 +1,9 @@
 //! How fast blocks are hashed, packed, unpacked and framed, on one core. Figures only; no verdicts.
 
 use criterion::{Criterion, Throughput, criterion_main};
-use mysql_refreshd::delta::pack::{Encoding, pack, unpack};
+use mysql_refreshd::delta::pack::{Encoding, Place, pack_whole, unpack};
+
+const PLACE: Place = Place { file: 1, offset: 0 };
 use mysql_refreshd::delta::{BLOCK, CHUNK, hash};
 use mysql_refreshd::wire::frame::{self, Frame, FrameKind};
 
@@ -30,8 +32,8 @@ fn packing(c: &mut Criterion) {
     let mut group = c.benchmark_group("pack");
     group.throughput(Throughput::Bytes(CHUNK as u64));
     for (name, encoding) in [("plain", Encoding::Plain), ("zstd 1", Encoding::Zstd(1)), ("zstd 3", Encoding::Zstd(3))] {
-        group.bench_function(format!("pack {name}"), |b| b.iter(|| pack(1, 0, &bytes, encoding).bytes.len()));
-        let packed = pack(1, 0, &bytes, encoding).bytes;
+        group.bench_function(format!("pack {name}"), |b| b.iter(|| pack_whole(PLACE, &bytes, encoding).len()));
+        let packed = pack_whole(PLACE, &bytes, encoding);
         group.bench_function(format!("unpack and verify {name}"), |b| {
             b.iter(|| unpack(&packed).map(|chunk| chunk.raw.len()).unwrap_or(0));
         });
@@ -41,7 +43,7 @@ fn packing(c: &mut Criterion) {
 
 fn wire(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let payload = pack(1, 0, &chunk(), Encoding::Plain).bytes;
+    let payload = pack_whole(PLACE, &chunk(), Encoding::Plain);
     let size = payload.len() as u64;
     let one = Frame { kind: FrameKind::Chunk, payload };
     let mut group = c.benchmark_group("wire");

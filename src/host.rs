@@ -10,14 +10,14 @@ use crate::problem::{Kind, Outcome, Problem};
 use crate::report::{Event, Reporter};
 use crate::run::Cancel;
 use secrecy::SecretString;
-use tokio::sync::mpsc;
 
-use crate::transport::connection::{self, Aside, Connection, Piece};
+use crate::transport::connection::{self, Aside, Connection};
 use crate::transport::{self, Secrets, Transport};
 use crate::wire::facts::{Facts, Identity};
 use crate::wire::message::{
-    DestinationRequest, DrainOptions, Drained, Extra, Holder, InstallOptions, Installed, Keep, Open, Origin,
-    ReceiveOptions, Reply, Role, Runtime, SourceRequest, StreamOptions, SwapOptions, VerifyOptions, WireSecret,
+    DestinationRequest, DrainOptions, Drained, Extra, FreezeWish, Holder, InstallOptions, Installed, Keep, Open,
+    Origin, Pass, Passed, ReceiveOptions, Reply, Role, Runtime, Seeded, SourceRequest, StreamOptions, SwapOptions,
+    VerifyOptions, WireSecret,
 };
 
 /// What every call needs to know of its run.
@@ -337,18 +337,25 @@ impl SourceHost {
     pub async fn stop_server(&mut self) -> Outcome<()> {
         self.0.done(SourceRequest::StopServer).await
     }
-    /// Reads and streams the image into `connection`. Not cancelled by itself: the transfer is.
-    pub async fn stream(&self, options: StreamOptions) -> Outcome<(Totals, Hash)> {
+    /// Reads and streams one pass into `connection`. Not cancelled by itself: the transfer is.
+    pub async fn stream(&self, options: StreamOptions) -> Outcome<(Passed, Option<(Totals, Hash)>)> {
         match self.connection()?.call(SourceRequest::Stream(options)).await {
-            Ok(Reply::Image { totals, image }) => Ok((totals, image)),
+            Ok(Reply::Streamed { passed, image }) => Ok((passed, image)),
             Ok(other) => Err(unexpected(&other)),
             Err(problem) => Err(problem.on(self.0.name())),
         }
     }
-    /// The image's stream; can be taken once a connection.
-    pub fn take_pieces(&mut self) -> Outcome<mpsc::UnboundedReceiver<Piece>> {
-        let pieces = self.0.connection.as_mut().and_then(Connection::take_pieces);
-        pieces.ok_or_else(|| Problem::new(Kind::Lost, "no connection to stream from"))
+    /// How the files of the stopped server would be frozen, or why they cannot be; in words.
+    pub async fn can_freeze(&mut self, wish: FreezeWish) -> Outcome<Result<String, String>> {
+        typed!(self.0, SourceRequest::CanFreeze(wish), Reply::Freezable(way) => way)
+    }
+    /// Freezes them.
+    pub async fn freeze(&mut self) -> Outcome<()> {
+        self.0.done(SourceRequest::Freeze).await
+    }
+    /// Removes what was frozen.
+    pub async fn thaw(&mut self) -> Outcome<()> {
+        self.0.done(SourceRequest::Thaw).await
     }
     /// Starts the server unless it runs; proves that it is back.
     pub async fn start_server(&mut self, runtime: &Runtime) -> Outcome<(bool, Duration)> {
@@ -402,10 +409,17 @@ impl DestinationHost {
     pub fn connection(&self) -> Outcome<&Connection> {
         self.0.live()
     }
-    /// Receives what the transfer feeds over `connection`, and proves it. Not cancelled by itself: the transfer is.
-    pub async fn receive(&self, from_disk: bool) -> Outcome<(Totals, Hash)> {
-        match self.connection()?.call(DestinationRequest::Receive(ReceiveOptions { from_disk })).await {
-            Ok(Reply::Image { totals, image }) => Ok((totals, image)),
+    /// Brings the current generation into the stage, as a basis.
+    pub async fn seed(&mut self, from_disk: bool) -> Outcome<Seeded> {
+        let request = DestinationRequest::Seed(ReceiveOptions { pass: Pass::Hot, from_disk });
+        typed!(self.0, request, Reply::Seeded(seeded) => seeded)
+    }
+    /// Receives the pass that the transfer feeds over `connection`, and proves it; after a cold one, the image. Not cancelled by
+    /// itself: the transfer is.
+    pub async fn receive(&self, options: ReceiveOptions) -> Outcome<Option<(Totals, Hash)>> {
+        match self.connection()?.call(DestinationRequest::Receive(options)).await {
+            Ok(Reply::Image { totals, image }) => Ok(Some((totals, image))),
+            Ok(Reply::Done) => Ok(None),
             Ok(other) => Err(unexpected(&other)),
             Err(problem) => Err(problem.on(self.0.name())),
         }

@@ -22,12 +22,16 @@ pub enum Step {
     Preflight,
     /// Empty stages on the destinations.
     Stage,
+    /// The image is copied while the source runs, so that little is left for its stop.
+    Precopy,
     /// Transactions end, dirty pages are written.
     Drain,
     /// The guard is armed on the source's host.
     Guard,
     /// The source is stopped, and that it stopped cleanly is proven.
     Stop,
+    /// The files of the stopped source are frozen: it is started before they are copied.
+    Freeze,
     /// The image is read and sent.
     Copy,
     /// What landed is proven.
@@ -48,13 +52,15 @@ pub enum Step {
 
 impl Step {
     /// All of them, in order.
-    pub const ALL: [Step; 14] = [
+    pub const ALL: [Step; 16] = [
         Step::Lock,
         Step::Preflight,
         Step::Stage,
+        Step::Precopy,
         Step::Drain,
         Step::Guard,
         Step::Stop,
+        Step::Freeze,
         Step::Copy,
         Step::Prove,
         Step::Start,
@@ -71,9 +77,11 @@ impl Step {
             Step::Lock => "lock",
             Step::Preflight => "preflight",
             Step::Stage => "stage",
+            Step::Precopy => "precopy",
             Step::Drain => "drain",
             Step::Guard => "guard",
             Step::Stop => "stop",
+            Step::Freeze => "freeze",
             Step::Copy => "copy",
             Step::Prove => "prove",
             Step::Start => "start",
@@ -194,6 +202,18 @@ pub struct Summary {
     pub files: u64,
     /// Bytes in the image.
     pub bytes: u64,
+    /// How the image was taken, in words.
+    #[serde(default)]
+    pub taken: Option<String>,
+    /// Bytes read at the source, in all passes.
+    #[serde(default)]
+    pub read_bytes: u64,
+    /// Bytes of those read while it was down.
+    #[serde(default)]
+    pub cold_bytes: u64,
+    /// Bytes of pages that some destination lacked, before compression.
+    #[serde(default)]
+    pub changed_bytes: u64,
     /// Bytes the source sent, once, whatever the number of destinations.
     pub sent_bytes: u64,
     /// The image's proof, if it was taken.
@@ -217,6 +237,10 @@ impl Summary {
             total_ms: 0,
             files: 0,
             bytes: 0,
+            taken: None,
+            read_bytes: 0,
+            cold_bytes: 0,
+            changed_bytes: 0,
             sent_bytes: 0,
             image: None,
             destinations: Vec::new(),

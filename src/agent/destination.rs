@@ -15,7 +15,8 @@ use super::session::{Inbox, Session, WINDOW};
 use super::source::{blocking, prove_stopped, take_lock};
 use super::sql::Sql;
 use super::stage::{self, Work};
-use super::{accounts, facts, isolated, receive, runtime, server, swap, upgrade};
+use super::stock::Stock;
+use super::{accounts, facts, isolated, receive, runtime, seed, server, swap, upgrade};
 use crate::lock::Lock;
 use crate::mysql::Flavour;
 use crate::mysql::dropin;
@@ -32,7 +33,8 @@ use crate::wire::message::{
 pub const MOVING_POINT: &str = "swap:moving";
 
 /// Fail points inside requests.
-pub const INNER_POINTS: [&str; 11] = [
+pub const INNER_POINTS: [&str; 12] = [
+    "seed:half",
     "receive:first",
     "receive:end",
     "install:started",
@@ -57,6 +59,8 @@ pub struct Destination {
     lock: Option<Lock>,
     staged: bool,
     stage: Stage,
+    /// What is in it, while it is received.
+    stock: Option<Stock>,
     swapped: bool,
 }
 
@@ -76,6 +80,7 @@ impl Serve for Destination {
             lock: None,
             staged: false,
             stage: Stage::None,
+            stock: None,
             swapped: false,
         };
         Ok((destination, reply))
@@ -105,6 +110,7 @@ impl Serve for Destination {
                 take_lock(Role::Destination, &mut self.lock, &self.open, &self.identity.key, &holder).await
             }
             DestinationRequest::PrepareStage => self.prepare().await,
+            DestinationRequest::Seed(options) => self.seed(options).await,
             DestinationRequest::MakeRoom(keep) => self.make_room(keep).await,
             DestinationRequest::Receive(options) => self.receive(options, inbox).await,
             DestinationRequest::SyncStage => {
@@ -173,6 +179,7 @@ fn needs_consent(request: &DestinationRequest) -> bool {
         | DestinationRequest::DiscardStage
         | DestinationRequest::Verify(_) => false,
         DestinationRequest::PrepareStage
+        | DestinationRequest::Seed(_)
         | DestinationRequest::MakeRoom(_)
         | DestinationRequest::Receive(_)
         | DestinationRequest::SyncStage
@@ -208,13 +215,15 @@ impl Destination {
         }
         self.staged = true;
         let (work, run) = (self.work.clone(), self.run()?.to_owned());
-        blocking(move || {
+        let stock = blocking(move || {
             work.create()?;
             kill_isolated(&work)?;
             let _act = work.exclusive()?;
-            work.fresh_stage(&run)
+            work.fresh_stage(&run)?;
+            Stock::new(&work.stage(), &work.folder)
         })
         .await?;
+        self.stock = Some(stock);
         self.stage = Stage::Fresh;
         self.session.send(&Up::Credit(WINDOW)).await?;
         Ok(Reply::Done)
@@ -241,15 +250,47 @@ impl Destination {
         }
     }
 
+    /// The version of what runs here; without a server that answered there is none to tell by, and what is refused is nearly the
+    /// same for all.
+    fn flavour(&self) -> Flavour {
+        runtime::version(&self.variables).map_or(Flavour::MariaDb, |version| version.flavour)
+    }
+
+    /// Brings the current generation into the stage, as a basis.
+    async fn seed(&mut self, options: ReceiveOptions) -> Outcome<Reply> {
+        self.leave_stage(Stage::Fresh)?;
+        let mut stock = self.stock.take().filter(|stock| stock.known.is_empty());
+        let mut stock = stock.take().ok_or_else(|| Problem::failed("a basis belongs into an empty stage"))?;
+        let (work, variables, flavour) = (self.work.clone(), self.variables.clone(), self.flavour());
+        let session = self.session.clone();
+        let (stock, seeded) = blocking(move || {
+            let names = Names::from_variables(&work.datadir, &variables, &[], &[]);
+            let items = super::tree::walk(&work.datadir, flavour, &names)?.items;
+            let seeded = seed::seed(&mut stock, &work.datadir, &items, flavour, options.from_disk, &session)?;
+            Ok((stock, seeded))
+        })
+        .await?;
+        (self.stock, self.stage) = (Some(stock), Stage::Fresh);
+        Ok(Reply::Seeded(seeded))
+    }
+
     async fn receive(&mut self, options: ReceiveOptions, inbox: &mut Inbox<DestinationRequest>) -> Outcome<Reply> {
         self.leave_stage(Stage::Fresh)?;
-        // without a server that answered there is no version to tell by; what is refused is nearly the same for all
-        let flavour = runtime::version(&self.variables).map_or(Flavour::MariaDb, |version| version.flavour);
-        let (stage, session) = (self.work.stage(), self.session.clone());
+        let flavour = self.flavour();
+        let mut stock = self.stock.take().ok_or_else(|| Problem::failed("there is no stage to receive into"))?;
+        let session = self.session.clone();
         let (_, closed) = tokio::sync::mpsc::unbounded_channel();
         let mut pieces = std::mem::replace(&mut inbox.pieces, closed);
-        let (totals, image) =
-            blocking(move || receive::receive(&stage, flavour, options.from_disk, &mut pieces, &session)).await?;
+        let (image, stock, pieces) = blocking(move || {
+            let image = receive::receive(&mut stock, flavour, options, &mut pieces, &session)?;
+            Ok((image, stock, pieces))
+        })
+        .await?;
+        let Some((totals, image)) = image else {
+            inbox.pieces = pieces;
+            (self.stock, self.stage) = (Some(stock), Stage::Fresh);
+            return Ok(Reply::Done);
+        };
         self.stage = Stage::Received;
         self.work.keep_received(self.run()?)?;
         Ok(Reply::Image { totals, image })

@@ -1,42 +1,49 @@
-//! Taking the image's stream into the stage, and proving each file from the stage: it is read back and hashed anew, and
-//! the source's proof must come out. Blocks are verified as they arrive, files as they end, the image at its end.
+//! Taking a pass of the image's stream into the stage, and proving it from the stage: what was written is read back and hashed anew,
+//! and must be what the source announced. Blocks are verified as they arrive, files as they end, the image at its end.
 //!
-//! Writes below the stage only. Two threads: one writes, one reads back.
+//! Writes below the stage only. Two threads: one writes and answers, one reads back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use rustix::fs::{FallocateFlags, fallocate};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::index::{Index, Span, UNKNOWN};
 use super::session::{Piece, Session};
-use crate::delta::hash::{self, FileHasher, Hash, ImageHasher, Totals};
-use crate::delta::pack::{Chunk, unpack};
+use super::stock::{Known, Stock};
+use crate::delta::hash::{self, Hash, ImageHasher, Totals};
+use crate::delta::pack::{self, Chunk, unpack};
 use crate::delta::path::RelPath;
-use crate::delta::{BLOCK, CHUNK};
+use crate::delta::{BLOCK, BLOCK_PAGES, CHUNK, CHUNK_BLOCKS, PAGE};
 use crate::failpoint;
 use crate::mysql::Flavour;
 use crate::mysql::files::foreign;
-use crate::problem::{Explain, Outcome, Problem};
-use crate::wire::message::Entry;
+use crate::problem::{Explain, Kind, Outcome, Problem};
+use crate::wire::message::{Entry, Lack, Pass, ReceiveOptions};
 
-/// Files that wait for being read back.
+/// Chunks and files that wait for being read back.
 const QUEUE: usize = 64;
 
-/// A file that is complete and waits for its proof.
-struct Landed {
-    path: RelPath,
+/// A file of the stage, for both threads.
+struct Place {
+    file: File,
     full: PathBuf,
-    len: u64,
-    proof: Hash,
+    path: RelPath,
 }
 
 enum Step {
-    Dir(RelPath),
-    File(Landed),
-    End(Totals, Hash),
+    /// Written, and to be read back.
+    Written { place: Arc<Place>, span: Span, offset: u64, len: u64 },
+    /// Complete.
+    File { place: Arc<Place>, span: Span, len: u64, proof: Hash, unread: Vec<u64> },
+    /// The pass is over.
+    End,
 }
 
 /// Who owns the files of the stage.
@@ -49,128 +56,301 @@ pub struct Owner {
 }
 
 struct Open {
-    file: File,
-    full: PathBuf,
-    path: RelPath,
+    place: Arc<Place>,
     len: u64,
-    next: u64,
+    span: Span,
+    /// It was there before this pass: what is zero now may not have been.
+    old: bool,
+    /// Where chunks were written that are read back when the file is on the disk.
+    unread: Vec<u64>,
 }
 
-/// Receives the image. Blocking.
+/// Receives one pass; after a cold one, the image. Blocking.
 pub fn receive(
-    stage: &Path,
+    stock: &mut Stock,
     flavour: Flavour,
-    from_disk: bool,
+    options: ReceiveOptions,
     pieces: &mut UnboundedReceiver<Piece>,
     session: &Session,
-) -> Outcome<(Totals, Hash)> {
+) -> Outcome<Option<(Totals, Hash)>> {
     let (tx, rx) = sync_channel(QUEUE);
-    std::thread::scope(|scope| {
-        let prover = scope.spawn(move || prove_all(&rx, from_disk));
-        let mut writer = Writer { stage, flavour, open: HashMap::new(), proofs: tx };
-        let written = writer.take_all(pieces, session);
+    let (from_disk, Stock { stage, index, known }) = (options.from_disk, &mut *stock);
+    let index = &*index;
+    let (written, proven) = std::thread::scope(|scope| {
+        let prover = scope.spawn(move || prove_all(&rx, index));
+        let mut writer = Writer {
+            stage,
+            flavour,
+            index,
+            known,
+            from_disk,
+            open: HashMap::new(),
+            image: (options.pass == Pass::Cold).then(BTreeSet::new),
+            proofs: tx,
+            session,
+        };
+        let written = writer.take_all(pieces).map(|end| (end, writer.image.take()));
         drop(writer);
-        let proven = prover.join().unwrap_or_else(|_| Err(Problem::failed("the proving thread failed")));
-        match (written, proven) {
-            // a writer that could not hand over a file only saw that the prover had given up
-            (_, Err(problem)) | (Err(problem), Ok(_)) => Err(problem),
-            (Ok(()), Ok(Some(result))) => Ok(result),
-            (Ok(()), Ok(None)) => Err(Problem::failed("the image's stream ended early")),
+        (written, prover.join().unwrap_or_else(|_| Err(Problem::failed("the proving thread failed"))))
+    });
+    let (end, image, proofs) = match (written, proven) {
+        // a writer that could not hand over a file only saw that the prover had given up
+        (_, Err(problem)) | (Err(problem), Ok(_)) => return Err(problem),
+        (Ok(_), Ok(None)) => return Err(Problem::failed("the image's stream ended early")),
+        (Ok((end, image)), Ok(Some(proofs))) => (end, image, proofs),
+    };
+    for (path, found) in proofs {
+        if let Some(Known::File { proof, .. }) = stock.known.get_mut(&path) {
+            *proof = Some(found);
         }
-    })
+    }
+    match (image, end) {
+        (None, None) => Ok(None),
+        (Some(image), Some(announced)) => finish(stock, &image, announced).map(Some),
+        _ => Err(out_of_order("a pass ended as another one")),
+    }
+}
+
+/// The stage becomes the image: what is not part of it goes, and its proof must be the source's.
+fn finish(stock: &mut Stock, image: &BTreeSet<RelPath>, announced: (Totals, Hash)) -> Outcome<(Totals, Hash)> {
+    stock.keep_only(|path| image.contains(path))?;
+    let mut hasher = ImageHasher::default();
+    for path in image {
+        match stock.known.get(path) {
+            Some(Known::Dir) => hasher.dir(path),
+            Some(Known::File { len, proof: Some(proof), .. }) => hasher.file(path, *len, proof),
+            _ => return Err(Problem::failed(format!("{path} is not proven"))),
+        }
+    }
+    if hasher.finish() == announced {
+        return Ok(announced);
+    }
+    Err(Problem::failed("the stage does not hold the image the source sent"))
 }
 
 struct Writer<'a> {
     stage: &'a Path,
     flavour: Flavour,
+    index: &'a Index,
+    known: &'a mut BTreeMap<RelPath, Known>,
+    from_disk: bool,
     open: HashMap<u32, Open>,
+    /// What a cold pass has named so far.
+    image: Option<BTreeSet<RelPath>>,
     proofs: SyncSender<Step>,
+    session: &'a Session,
 }
 
+/// What an entry ends: a hot pass, or the image with its proof.
+type Ended = Option<(Totals, Hash)>;
+
 impl Writer<'_> {
-    fn take_all(&mut self, pieces: &mut UnboundedReceiver<Piece>, session: &Session) -> Outcome<()> {
+    fn take_all(&mut self, pieces: &mut UnboundedReceiver<Piece>) -> Outcome<Ended> {
         let mut ungranted = 0u64;
-        loop {
-            session.check()?;
+        let ended = loop {
+            self.session.check()?;
             match pieces.blocking_recv() {
-                None => return Err(Problem::new(crate::problem::Kind::Lost, "the controller is gone")),
+                None => return Err(Problem::new(Kind::Lost, "the controller is gone")),
                 Some(Piece::Chunk(bytes)) => {
                     self.chunk(unpack(&bytes).map_err(|e| Problem::failed("the stream is damaged").because(e))?)?;
                     ungranted += bytes.len() as u64;
                     if ungranted >= CHUNK as u64 {
-                        session.grant_blocking(std::mem::take(&mut ungranted))?;
+                        self.session.grant_blocking(std::mem::take(&mut ungranted))?;
                     }
                 }
-                Some(Piece::Entry(Entry::End { totals, image })) => {
-                    failpoint::hit("receive:end")?;
-                    // no proof covers a file that has not ended: it would stay on the stage beside the proven ones
-                    if let Some(open) = self.open.values().next() {
-                        return Err(out_of_order(&format!("the image ended before {}", open.path)));
+                Some(Piece::Entry(entry)) => {
+                    if let ControlFlow::Break(ended) = self.entry(entry)? {
+                        break ended;
                     }
-                    return self.hand_over(Step::End(totals, image));
                 }
-                Some(Piece::Entry(entry)) => self.entry(entry)?,
             }
-        }
+        };
+        // the next pass finds all of its room again
+        self.session.grant_blocking(ungranted)?;
+        Ok(ended)
     }
 
-    fn entry(&mut self, entry: Entry) -> Outcome<()> {
-        if let Entry::Dir { path, .. } | Entry::File { path, .. } = &entry
-            && let Some(why) = foreign(self.flavour, &path.under(Path::new("")))
-        {
-            return Err(Problem::failed(format!("the image holds {path}, which is not taken in: {why}")));
-        }
+    fn entry(&mut self, entry: Entry) -> Outcome<ControlFlow<Ended>> {
         match entry {
-            Entry::Dir { path, mode } => {
-                let full = path.under(self.stage);
-                std::fs::DirBuilder::new().mode(mode | 0o700).create(&full).map_err(|e| write_error(&full, &e))?;
-                self.hand_over(Step::Dir(path))
-            }
-            Entry::File { number, path, mode, len } => {
-                if number == 1 {
-                    failpoint::hit("receive:first")?;
-                }
-                if self.open.contains_key(&number) {
-                    return Err(out_of_order("a file under the number of one that is open"));
-                }
-                let full = path.under(self.stage);
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(mode & 0o666)
-                    .open(&full)
-                    .map_err(|e| write_error(&full, &e))?;
-                file.set_len(len).map_err(|e| write_error(&full, &e))?;
-                // the umask may have taken bits that the source's file had
-                let _ = file.set_permissions(std::fs::Permissions::from_mode(mode & 0o666));
-                self.open.insert(number, Open { file, full, path, len, next: 0 });
-                Ok(())
-            }
+            Entry::Dir { path, mode } => self.dir(path, mode)?,
+            Entry::File { number, path, mode, len } => self.begin(number, path, mode, len)?,
+            Entry::Same { path, mode, len, proof } => self.same(path, mode, len, proof)?,
+            Entry::Ask { number, offset, hashes } => self.answer(number, offset, &hashes)?,
             Entry::FileEnd { number, proof } => {
                 let open = self.open.remove(&number).ok_or_else(|| out_of_order("end of a file that is not open"))?;
-                if open.next != open.len {
-                    return Err(out_of_order("a file ended early"));
-                }
-                self.hand_over(Step::File(Landed { path: open.path, full: open.full, len: open.len, proof }))
+                let Open { place, len, span, unread, .. } = open;
+                self.hand_over(Step::File { place, span, len, proof, unread })?;
             }
-            Entry::End { .. } => Ok(()),
+            Entry::Gone { number } => {
+                let open = self.open.remove(&number).filter(|_| self.image.is_none());
+                let open = open.ok_or_else(|| out_of_order("a file that is not open has gone"))?;
+                self.known.remove(&open.place.path);
+                let full = &open.place.full;
+                std::fs::remove_file(full).explain(|| format!("cannot remove {}", full.display()))?;
+            }
+            Entry::PassEnd | Entry::End { .. } => {
+                failpoint::hit("receive:end")?;
+                // no proof covers a file that has not ended: it would stay on the stage beside the proven ones
+                if let Some(open) = self.open.values().next() {
+                    return Err(out_of_order(&format!("the image ended before {}", open.place.path)));
+                }
+                self.hand_over(Step::End)?;
+                return Ok(ControlFlow::Break(match entry {
+                    Entry::End { totals, image } => Some((totals, image)),
+                    _ => None,
+                }));
+            }
         }
+        Ok(ControlFlow::Continue(()))
     }
 
-    fn chunk(&mut self, chunk: Chunk) -> Outcome<()> {
-        let open = self.open.get_mut(&chunk.file).ok_or_else(|| out_of_order("a chunk of a file that is not open"))?;
-        let end = chunk.offset + chunk.raw.len() as u64;
-        if chunk.offset != open.next || end > open.len {
-            return Err(out_of_order("a chunk out of order"));
+    /// Whether an entry may be taken in; a cold pass names each one once.
+    fn named(&mut self, path: &RelPath) -> Outcome<()> {
+        if let Some(why) = foreign(self.flavour, &path.under(Path::new(""))) {
+            return Err(Problem::failed(format!("the image holds {path}, which is not taken in: {why}")));
         }
-        for (n, block) in chunk.raw.chunks(BLOCK).enumerate() {
-            if chunk.zero & (1 << n) == 0 {
-                open.file
-                    .write_all_at(block, chunk.offset + (n * BLOCK) as u64)
-                    .map_err(|e| write_error(&open.full, &e))?;
+        let again = self.image.as_mut().is_some_and(|image| !image.insert(path.clone()));
+        if again { Err(out_of_order(&format!("{path} comes a second time"))) } else { Ok(()) }
+    }
+
+    fn dir(&mut self, path: RelPath, mode: u32) -> Outcome<()> {
+        self.named(&path)?;
+        let full = path.under(self.stage);
+        let failed = |e| write_error(&full, &e);
+        match self.known.get(&path) {
+            Some(Known::Dir) => {}
+            Some(Known::File { .. }) => {
+                std::fs::remove_file(&full).map_err(failed)?;
+                std::fs::DirBuilder::new().mode(mode | 0o700).create(&full).map_err(failed)?;
             }
+            None => std::fs::DirBuilder::new().mode(mode | 0o700).create(&full).map_err(failed)?,
         }
-        open.next = end;
+        self.known.insert(path, Known::Dir);
+        Ok(())
+    }
+
+    fn begin(&mut self, number: u32, path: RelPath, mode: u32, len: u64) -> Outcome<()> {
+        if number == 1 {
+            failpoint::hit("receive:first")?;
+        }
+        self.named(&path)?;
+        if self.open.contains_key(&number) || self.open.values().any(|open| open.place.path == path) {
+            return Err(out_of_order("a file, or its number, that is open already"));
+        }
+        let full = path.under(self.stage);
+        let failed = |e| write_error(&full, &e);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(mode & 0o666);
+        let (file, old, span) = match self.known.get(&path).copied() {
+            Some(Known::File { len: before, span, .. }) => {
+                let file = options.open(&full).map_err(failed)?;
+                file.set_len(len).map_err(failed)?;
+                let span = if before == len { span } else { self.index.resized(span, before, len)? };
+                (file, true, span)
+            }
+            folder => {
+                if folder.is_some() {
+                    // a database that became a table's file: whatever was in it has gone with it
+                    self.forget_below(&path);
+                    std::fs::remove_dir_all(&full).map_err(failed)?;
+                }
+                let file = options.create_new(true).open(&full).map_err(failed)?;
+                file.set_len(len).map_err(failed)?;
+                (file, false, self.index.span(len))
+            }
+        };
+        // the umask may have taken bits that the source's file had
+        let _ = file.set_permissions(std::fs::Permissions::from_mode(mode & 0o666));
+        self.known.insert(path.clone(), Known::File { len, span, proof: None });
+        let place = Arc::new(Place { file, full, path });
+        self.open.insert(number, Open { place, len, span, old, unread: Vec::new() });
+        Ok(())
+    }
+
+    fn forget_below(&mut self, folder: &RelPath) {
+        self.known.retain(|path, _| !path.as_path().starts_with(folder.as_path()));
+    }
+
+    /// Nothing of it follows: what the stage holds must be it.
+    fn same(&mut self, path: RelPath, mode: u32, len: u64, proof: Hash) -> Outcome<()> {
+        self.named(&path)?;
+        match self.known.get(&path) {
+            Some(Known::File { len: here, proof: Some(known), .. }) if (*here, *known) == (len, proof) => {}
+            _ => return Err(Problem::failed(format!("{path} is not in the stage as the source believes"))),
+        }
+        let full = path.under(self.stage);
+        std::fs::set_permissions(&full, std::fs::Permissions::from_mode(mode & 0o666))
+            .map_err(|e| write_error(&full, &e))
+    }
+
+    /// Says which blocks are lacking, and by short hashes what is there instead.
+    fn answer(&mut self, number: u32, offset: u64, hashes: &[Hash]) -> Outcome<()> {
+        let open = self.open.get(&number).ok_or_else(|| out_of_order("a question about a file that is not open"))?;
+        let whole = offset.is_multiple_of(BLOCK as u64) && !hashes.is_empty() && hashes.len() <= CHUNK_BLOCKS;
+        let first = offset / BLOCK as u64;
+        if !whole || first + hashes.len() as u64 > super::index::blocks(open.len) {
+            return Err(out_of_order("a question about blocks that are not there"));
+        }
+        let here = self.index.read(open.span, first, hashes.len() as u64)?;
+        let mut lack = Lack { number, offset, blocks: 0, pages: Vec::new() };
+        let mut buffer = vec![0; BLOCK];
+        for (n, _) in here.iter().zip(hashes).enumerate().filter(|(_, (here, wanted))| here != wanted) {
+            lack.blocks |= 1 << n;
+            let at = offset + (n * BLOCK) as u64;
+            let want = (open.len - at).min(BLOCK as u64) as usize;
+            let mut pages = [0; BLOCK_PAGES];
+            if here[n] != UNKNOWN && open.place.file.read_exact_at(&mut buffer[..want], at).is_ok() {
+                buffer[..want].chunks(PAGE).zip(&mut pages).for_each(|(bytes, page)| *page = hash::page(bytes));
+            }
+            lack.pages.push(pages);
+        }
+        self.session.lack_blocking(lack)
+    }
+
+    fn chunk(&mut self, mut chunk: Chunk) -> Outcome<()> {
+        let open = self.open.get_mut(&chunk.file).ok_or_else(|| out_of_order("a chunk of a file that is not open"))?;
+        let end = chunk.offset.checked_add(chunk.raw.len() as u64).filter(|end| *end <= open.len);
+        let end = end.ok_or_else(|| out_of_order("a chunk beyond its file"))?;
+        if !chunk.raw.len().is_multiple_of(BLOCK) && end != open.len {
+            return Err(out_of_order("a chunk that ends within a block"));
+        }
+        let first = chunk.offset / BLOCK as u64;
+        let mut here = self.index.read(open.span, first, chunk.hashes.len() as u64)?;
+        let mut wanted = 0u64;
+        for (n, hash) in chunk.hashes.iter().enumerate() {
+            let pages = Chunk::pages_of(n);
+            if here[n] == *hash {
+                continue;
+            }
+            if chunk.absent & pages != 0 {
+                complete(&mut chunk.raw, n, chunk.absent, &open.place.file, chunk.offset)?;
+                let (begin, stop) = (n * BLOCK, chunk.raw.len().min((n + 1) * BLOCK));
+                if hash::block(&chunk.raw[begin..stop]) != *hash {
+                    return Err(Problem::failed(format!(
+                        "a block of {} was left out by the source, and is not in the stage",
+                        open.place.path
+                    )));
+                }
+            }
+            here[n] = *hash;
+            wanted |= pages & !chunk.absent;
+        }
+        if wanted == 0 {
+            return Ok(());
+        }
+        write(open, &chunk, wanted)?;
+        self.index.write(open.span, first, &here)?;
+        if self.from_disk {
+            open.unread.push(chunk.offset);
+        } else {
+            let step = Step::Written {
+                place: open.place.clone(),
+                span: open.span,
+                offset: chunk.offset,
+                len: chunk.raw.len() as u64,
+            };
+            self.hand_over(step)?;
+        }
         Ok(())
     }
 
@@ -179,48 +359,81 @@ impl Writer<'_> {
     }
 }
 
-/// Proves file after file; None when the writer gave up before the image was complete.
-fn prove_all(steps: &Receiver<Step>, from_disk: bool) -> Outcome<Option<(Totals, Hash)>> {
-    let mut image = ImageHasher::default();
+/// Fills the pages of a block that were left out from what the stage holds.
+fn complete(raw: &mut [u8], block: usize, absent: u64, file: &File, offset: u64) -> Outcome<()> {
+    for page in (block * BLOCK_PAGES..(block + 1) * BLOCK_PAGES).filter(|page| absent & (1 << page) != 0) {
+        let (begin, stop) = (page * PAGE, raw.len().min((page + 1) * PAGE));
+        file.read_exact_at(&mut raw[begin..stop], offset + begin as u64).explain(|| "cannot read the stage")?;
+    }
+    Ok(())
+}
+
+/// Writes the pages that are wanted: neighbours at once, zero ones as holes.
+fn write(open: &Open, chunk: &Chunk, wanted: u64) -> Outcome<()> {
+    let full = &open.place.full;
+    let pages = chunk.raw.len().div_ceil(PAGE);
+    let kind = |page: usize| (wanted & (1 << page) != 0, chunk.zero & (1 << page) != 0);
+    let mut page = 0;
+    while page < pages {
+        let stop = (page..pages).find(|n| kind(*n) != kind(page)).unwrap_or(pages);
+        let bytes = &chunk.raw[page * PAGE..chunk.raw.len().min(stop * PAGE)];
+        let at = chunk.offset + (page * PAGE) as u64;
+        match kind(page) {
+            (true, true) if !open.old => {}
+            (true, true) => {
+                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                if fallocate(&open.place.file, hole, at, bytes.len() as u64).is_err() {
+                    open.place.file.write_all_at(bytes, at).map_err(|e| write_error(full, &e))?;
+                }
+            }
+            (true, false) => open.place.file.write_all_at(bytes, at).map_err(|e| write_error(full, &e))?,
+            (false, _) => {}
+        }
+        page = stop;
+    }
+    Ok(())
+}
+
+/// Proves chunk after chunk and file after file; None when the writer gave up before the pass was over.
+fn prove_all(steps: &Receiver<Step>, index: &Index) -> Outcome<Option<Vec<(RelPath, Hash)>>> {
+    let (mut proofs, mut buffer) = (Vec::new(), vec![0; CHUNK]);
     for step in steps {
         match step {
-            Step::Dir(path) => image.dir(&path),
-            Step::File(landed) => {
-                let found = read_back(&landed.full, landed.len, from_disk)?;
-                if found != landed.proof {
-                    return Err(Problem::failed(format!("{} is not on this disk what the source sent", landed.path))
-                        .hint("Suspect this host's memory, disk or filesystem; the old generation keeps serving."));
-                }
-                image.file(&landed.path, landed.len, &found);
+            Step::Written { place, span, offset, len } => {
+                check(index, span, offset, &mut buffer[..len as usize], &place)?;
             }
-            Step::End(totals, proof) => {
-                let (found_totals, found) = image.finish();
-                if (found_totals, found) == (totals, proof) {
-                    return Ok(Some((totals, found)));
+            Step::File { place, span, len, proof, unread } => {
+                if !unread.is_empty() {
+                    place.file.sync_data().map_err(|e| write_error(&place.full, &e))?;
+                    let _ = rustix::fs::fadvise(&place.file, 0, None, rustix::fs::Advice::DontNeed);
                 }
-                return Err(Problem::failed("the stage does not hold the image the source sent"));
+                for offset in unread {
+                    let want = (len - offset).min(CHUNK as u64) as usize;
+                    check(index, span, offset, &mut buffer[..want], &place)?;
+                }
+                if Stock::proof(index, span, len)? != Some(proof) {
+                    return Err(not_here(&place.path));
+                }
+                proofs.push((place.path.clone(), proof));
             }
+            Step::End => return Ok(Some(proofs)),
         }
     }
     Ok(None)
 }
 
-/// Hashes a file as it stands on this host.
-fn read_back(full: &Path, len: u64, from_disk: bool) -> Outcome<Hash> {
-    let file = File::open(full).explain(|| format!("cannot open {}", full.display()))?;
-    if from_disk {
-        file.sync_data().map_err(|e| write_error(full, &e))?;
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    }
-    let mut hasher = FileHasher::default();
-    let mut buffer = vec![0u8; CHUNK];
-    while hasher.bytes() < len {
-        let want = (len - hasher.bytes()).min(CHUNK as u64) as usize;
-        file.read_exact_at(&mut buffer[..want], hasher.bytes())
-            .explain(|| format!("cannot read back {}", full.display()))?;
-        buffer[..want].chunks(BLOCK).for_each(|block| hasher.add(&hash::block(block), block.len()));
-    }
-    Ok(hasher.finish())
+/// What is read back must be what was announced.
+fn check(index: &Index, span: Span, offset: u64, bytes: &mut [u8], place: &Place) -> Outcome<()> {
+    place.file.read_exact_at(bytes, offset).explain(|| format!("cannot read back {}", place.full.display()))?;
+    let found = pack::hashes(bytes);
+    let announced = index.read(span, offset / BLOCK as u64, found.len() as u64)?;
+    let wrong = announced.iter().zip(&found).any(|(announced, found)| *announced != UNKNOWN && announced != found);
+    if wrong { Err(not_here(&place.path)) } else { Ok(()) }
+}
+
+fn not_here(path: &RelPath) -> Problem {
+    Problem::failed(format!("{path} is not on this disk what the source sent"))
+        .hint("Suspect this host's memory, disk or filesystem; the old generation keeps serving.")
 }
 
 /// Whether the agent runs as root, and files must change hands.

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::problem::{Outcome, Problem};
 use crate::wire::frame::{self, Frame, FrameKind, WireError};
-use crate::wire::message::{Down, Entry, Lanes, Up, decode, encode};
+use crate::wire::message::{Down, Entry, Lack, Lanes, Up, decode, encode};
 
 /// Bytes of chunks that may be under way towards a destination agent.
 pub const WINDOW: u64 = 16 * 1024 * 1024;
@@ -53,6 +53,8 @@ pub struct Inbox<Q> {
     pub calls: mpsc::Receiver<(u32, Q)>,
     /// The image's stream; bounded by the credit that this side has given.
     pub pieces: mpsc::UnboundedReceiver<Piece>,
+    /// To a source: answers to what it has asked, in order; bounded by its questions.
+    pub lacks: mpsc::UnboundedReceiver<Lack>,
 }
 
 impl Session {
@@ -64,6 +66,7 @@ impl Session {
         let (out, frames) = mpsc::channel(8);
         let (call_tx, calls) = mpsc::channel(16);
         let (piece_tx, pieces) = mpsc::unbounded_channel();
+        let (lack_tx, lacks) = mpsc::unbounded_channel();
         let session = Self {
             out,
             gone: Arc::default(),
@@ -74,8 +77,13 @@ impl Session {
         let heard = Arc::new(AtomicU64::new(0));
         tokio::spawn(write_all(writer, frames, session.clone()));
         tokio::spawn(leave_after_silence(session.clone(), heard.clone()));
-        tokio::spawn(read_all(reader, session.clone(), heard, call_tx, piece_tx));
-        (session, Inbox { calls, pieces })
+        tokio::spawn(read_all(
+            reader,
+            session.clone(),
+            heard,
+            Incoming { calls: call_tx, pieces: piece_tx, lacks: lack_tx },
+        ));
+        (session, Inbox { calls, pieces, lacks })
     }
 
     /// The controller is gone; what is under way should end.
@@ -127,8 +135,7 @@ impl Session {
 
     /// Sends an entry, from a blocking thread.
     pub fn send_entry_blocking(&self, entry: Entry) -> Outcome<()> {
-        let frame = encode(&Up::Entry(entry)).map_err(|e| Problem::failed("cannot send a message").because(e))?;
-        self.out.blocking_send(frame).map_err(|_| lost())
+        self.send_blocking(&Up::Entry(entry))
     }
 
     /// Sends a chunk once the receivers have room for it, from a blocking thread.
@@ -141,7 +148,21 @@ impl Session {
 
     /// Gives the controller room for more chunks, from a blocking thread.
     pub fn grant_blocking(&self, bytes: u64) -> Outcome<()> {
-        let frame = encode(&Up::Credit(bytes)).map_err(|e| Problem::failed("cannot send a message").because(e))?;
+        self.send_blocking(&Up::Credit(bytes))
+    }
+
+    /// Says what is lacking of what was asked for, from a blocking thread.
+    pub fn lack_blocking(&self, lack: Lack) -> Outcome<()> {
+        self.send_blocking(&Up::Lack(lack))
+    }
+
+    /// How far a long request is, from a blocking thread.
+    pub fn progress_blocking(&self, done: u64, total: u64, what: &str) {
+        let _ = self.send_blocking(&Up::Progress { done, total, what: what.into() });
+    }
+
+    fn send_blocking(&self, message: &Up) -> Outcome<()> {
+        let frame = encode(message).map_err(|e| Problem::failed("cannot send a message").because(e))?;
         self.out.blocking_send(frame).map_err(|_| lost())
     }
 }
@@ -187,13 +208,20 @@ async fn leave_after_silence(session: Session, heard: Arc<AtomicU64>) {
     }
 }
 
+/// Where what is read goes.
+struct Incoming<Q> {
+    calls: mpsc::Sender<(u32, Q)>,
+    pieces: mpsc::UnboundedSender<Piece>,
+    lacks: mpsc::UnboundedSender<Lack>,
+}
+
 async fn read_all<Q: DeserializeOwned + Send + 'static>(
     reader: impl AsyncRead + Unpin,
     session: Session,
     heard: Arc<AtomicU64>,
-    calls: mpsc::Sender<(u32, Q)>,
-    pieces: mpsc::UnboundedSender<Piece>,
+    incoming: Incoming<Q>,
 ) {
+    let Incoming { calls, pieces, lacks } = incoming;
     let mut reader = BufReader::with_capacity(256 * 1024, reader);
     loop {
         let read = tokio::select! {
@@ -221,6 +249,10 @@ async fn read_all<Q: DeserializeOwned + Send + 'static>(
                 Ok(Down::Credit(bytes)) => {
                     let room = Semaphore::MAX_PERMITS - session.credit.available_permits();
                     session.credit.add_permits((bytes as usize).min(room));
+                    true
+                }
+                Ok(Down::Lack(lack)) => {
+                    let _ = lacks.send(lack);
                     true
                 }
                 Err(_) => false,

@@ -21,10 +21,10 @@ use crate::mysql::redo::{RedoFile, RedoVerdict, judge_mariadb, judge_mysql};
 use crate::mysql::{Flavour, Version};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::wire::facts::Identity;
-use crate::wire::message::{Extra, Holder, Open, Reply, Role, Runtime, SourceRequest, StreamOptions};
+use crate::wire::message::{Extra, Holder, Open, Pass, Reply, Role, Runtime, SourceRequest, StreamOptions};
 
 /// Fail points inside requests.
-pub const INNER_POINTS: [&str; 2] = ["stop-server:stopped", "stream:half"];
+pub const INNER_POINTS: [&str; 3] = ["stop-server:stopped", "stream:half", "stream:hot-half"];
 
 /// An opened source agent.
 pub struct Source {
@@ -40,6 +40,8 @@ pub struct Source {
     drained: bool,
     stopped: bool,
     renewer: Option<tokio::task::JoinHandle<()>>,
+    /// What hot passes have sent.
+    sent: Option<stream::Sent>,
 }
 
 impl Serve for Source {
@@ -60,6 +62,7 @@ impl Serve for Source {
             drained: false,
             stopped: false,
             renewer: None,
+            sent: None,
         };
         Ok((source, reply))
     }
@@ -71,7 +74,7 @@ impl Serve for Source {
         }
     }
 
-    async fn serve(&mut self, request: SourceRequest, _inbox: &mut Inbox<SourceRequest>) -> Outcome<Reply> {
+    async fn serve(&mut self, request: SourceRequest, inbox: &mut Inbox<SourceRequest>) -> Outcome<Reply> {
         let looks = matches!(request, SourceRequest::Open(_) | SourceRequest::Facts(_) | SourceRequest::Lock(_));
         let brings_back =
             matches!(request, SourceRequest::StartServer(_) | SourceRequest::Undrain(_) | SourceRequest::DisarmGuard);
@@ -101,7 +104,7 @@ impl Serve for Source {
             }
             SourceRequest::ArmGuard { max_outage_s, lease_s } => self.arm(max_outage_s, lease_s).await,
             SourceRequest::StopServer => self.stop().await,
-            SourceRequest::Stream(options) => self.stream(options).await,
+            SourceRequest::Stream(options) => self.stream(options, inbox).await,
             SourceRequest::StartServer(runtime) => {
                 let runtime = self.to_restore(&runtime).await?;
                 let ours = self.start(&runtime).await?;
@@ -112,6 +115,9 @@ impl Serve for Source {
             SourceRequest::CatchUp { runtime, limit_s } => {
                 self.catch_up(&runtime, Duration::from_secs(limit_s)).await.map(Reply::CaughtUp)
             }
+            SourceRequest::CanFreeze(_) => Ok(Reply::Freezable(Err("nothing can be frozen".into()))),
+            SourceRequest::Freeze => Err(Problem::failed("nothing can be frozen")),
+            SourceRequest::Thaw => Ok(Reply::Done),
         }
     }
 
@@ -265,28 +271,57 @@ impl Source {
         Ok(Reply::Done)
     }
 
-    async fn stream(&mut self, options: StreamOptions) -> Outcome<Reply> {
-        if !self.stopped {
-            return Err(Problem::failed("the image is read from a stopped server only"));
+    async fn stream(&mut self, options: StreamOptions, inbox: &mut Inbox<SourceRequest>) -> Outcome<Reply> {
+        let cold = options.pass == Pass::Cold;
+        if cold != self.stopped {
+            return Err(Problem::failed(if cold {
+                "the image is read from a stopped server only"
+            } else {
+                "a server that is down has no time for a hot pass"
+            }));
         }
         let (datadir, flavour, session) = (self.open.instance.datadir.clone(), self.flavour()?, self.session.clone());
         let names = Names::from_variables(&datadir, &self.variables, &options.extra.copy, &options.extra.drop);
-        let (totals, image) = blocking(move || {
+        let (_, closed) = tokio::sync::mpsc::unbounded_channel();
+        let mut lacks = std::mem::replace(&mut inbox.lacks, closed);
+        let (sent, folder) = (self.sent.take(), self.open.instance.state_dir.clone());
+        let (result, sent, lacks) = blocking(move || {
+            let mut sent = match sent {
+                Some(sent) => sent,
+                None => {
+                    std::fs::create_dir_all(&folder).explain(|| format!("cannot create {}", folder.display()))?;
+                    stream::Sent::new(&folder)?
+                }
+            };
             let before = tree::walk(&datadir, flavour, &names)?;
-            if let Some(refusal) = before.facts.refusals.first() {
+            if let Some(refusal) = before.facts.refusals.first().filter(|_| cold) {
                 return Err(Problem::failed("the datadir holds what may not be copied").cause(refusal.clone()));
             }
-            let result = stream::send(&datadir, &before, options.level, &session)?;
-            stream::unchanged(&before, &tree::walk(&datadir, flavour, &names)?)?;
-            match server::find(&datadir)? {
-                Some(_) => Err(Problem::failed("a server was started on the source's datadir while it was read")),
-                None => Ok(result),
+            let reading = stream::Reading {
+                datadir: &datadir,
+                tree: &before,
+                options: &options,
+                lacks: &mut lacks,
+                watch: &|| Ok(()),
+            };
+            let result = stream::send(reading, &mut sent, &session)?;
+            if cold {
+                stream::unchanged(&before, &tree::walk(&datadir, flavour, &names)?)?;
+                if server::find(&datadir)?.is_some() {
+                    return Err(Problem::failed("a server was started on the source's datadir while it was read"));
+                }
             }
+            Ok((result, sent, lacks))
         })
         .await?;
-        guard::stands(&self.open.instance, &self.identity.key, self.run()?)
-            .map_err(|p| p.during("the guard did not stand through the copy; the image is thrown away"))?;
-        Ok(Reply::Image { totals, image })
+        self.sent = Some(sent);
+        inbox.lacks = lacks;
+        if cold {
+            guard::stands(&self.open.instance, &self.identity.key, self.run()?)
+                .map_err(|p| p.during("the guard did not stand through the copy; the image is thrown away"))?;
+        }
+        let (passed, image) = result;
+        Ok(Reply::Streamed { passed, image })
     }
 
     /// Starts the server unless it runs; proves by a query that it is back, with the runtime state it had.

@@ -1,41 +1,101 @@
-//! Reading the image of a stopped server: every file in blocks, hashed, packed, sent. Two threads: one reads and packs,
-//! one sends, so that disk and wire overlap; memory stays flat whatever the datadir's size.
+//! Reading the source's files: every file in blocks, hashed, packed, sent. A hot pass runs while the server writes, so that little is
+//! left for the cold one, which alone makes the image. Two threads: one reads and packs, one sends, so that disk and wire overlap; memory
+//! stays flat whatever the datadir's size.
 //!
-//! Only reads. What was walked before must be found unchanged after, or the image is not one moment's.
+//! Only reads. What was walked before a cold pass must be found unchanged after, or the image is not one moment's.
 
-use std::os::unix::fs::FileExt;
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::guest::Guest;
+use super::index::{Index, Span};
 use super::server;
 use super::session::Session;
 use super::tree::{Item, Tree};
-use crate::delta::hash::{FileHasher, Hash, ImageHasher, Totals};
-use crate::delta::pack::{Encoding, pack};
-use crate::delta::{BLOCK, CHUNK};
+use crate::delta::hash::{self, FileHasher, Hash, ImageHasher, Totals};
+use crate::delta::pack::{self, Chunk, Encoding, pack};
+use crate::delta::path::RelPath;
+use crate::delta::{BLOCK, BLOCK_PAGES, CHUNK, PAGE};
 use crate::failpoint;
-use crate::problem::{Explain, Outcome, Problem};
-use crate::wire::message::Entry;
+use crate::mysql::files::stamped;
+use crate::problem::{Explain, Kind, Outcome, Problem};
+use crate::wire::message::{Entry, Lack, Pass, Passed, StreamOptions};
 
 /// Chunks between reader and sender.
 const QUEUE: usize = 4;
+
+/// Chunks that wait for the receivers' answer. As much is read ahead as a link with 40 ms of latency carries in a round trip.
+const ASKED: usize = 32;
+
+/// A file that was touched so shortly before it was read may have changed after within the same tick of a coarse clock.
+const RACY_NS: i128 = 2_000_000_000;
+
+/// What the receivers have of each file, by what was sent in hot passes.
+pub struct Sent {
+    index: Index,
+    files: HashMap<RelPath, Before>,
+}
+
+/// A file as it was sent.
+#[derive(Clone)]
+struct Before {
+    item: Item,
+    /// When its reading began, in nanoseconds since 1970.
+    read_ns: i128,
+    span: Span,
+    proof: Hash,
+}
+
+impl Sent {
+    /// Nothing yet; the hashes lie in `folder`.
+    pub fn new(folder: &Path) -> Outcome<Self> {
+        Ok(Self { index: Index::new(folder)?, files: HashMap::new() })
+    }
+}
+
+/// One pass.
+pub struct Reading<'a> {
+    /// Where the files are.
+    pub datadir: &'a Path,
+    /// What is there.
+    pub tree: &'a Tree,
+    /// How to go about it.
+    pub options: &'a StreamOptions,
+    /// The receivers' answers.
+    pub lacks: &'a mut UnboundedReceiver<Lack>,
+    /// Called every so often; an error ends the pass.
+    pub watch: &'a (dyn Fn() -> Outcome<()> + Sync),
+}
 
 enum Out {
     Entry(Entry),
     Chunk(bytes::Bytes),
 }
 
-/// Streams the image. Blocking; ends early when the controller is gone.
-pub fn send(datadir: &Path, tree: &Tree, level: Option<i32>, session: &Session) -> Outcome<(Totals, Hash)> {
+/// What one pass gives: its work, and after a cold pass the image.
+pub type Result = (Passed, Option<(Totals, Hash)>);
+
+/// Streams one pass. Blocking; ends early when the controller is gone.
+pub fn send(reading: Reading<'_>, sent: &mut Sent, session: &Session) -> Outcome<Result> {
     let runtime = tokio::runtime::Handle::current();
     let (tx, rx) = sync_channel(QUEUE);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| forward(rx, session, &runtime));
-        let read = read_all(datadir, &tree.items, level, &tx);
-        drop(tx);
-        let sent = sender.join().unwrap_or_else(|_| Err(Problem::failed("the sending thread failed")));
+        // a thread of its own: priorities that a hot pass gives up do not come back to the thread that gave them up
+        let reader = scope.spawn(move || {
+            let mut reader = Reader::new(reading, sent, tx, session)?;
+            reader.all()
+        });
+        let read = reader.join().unwrap_or_else(|_| Err(Problem::failed("the reading thread failed")));
+        let forwarded = sender.join().unwrap_or_else(|_| Err(Problem::failed("the sending thread failed")));
         // the sender's failure is the cause when both fail: the reader then only saw a closed queue
-        sent.and(read)
+        forwarded.and(read)
     })
 }
 
@@ -50,54 +110,316 @@ fn forward(queue: Receiver<Out>, session: &Session, runtime: &tokio::runtime::Ha
     Ok(())
 }
 
-fn read_all(datadir: &Path, items: &[Item], level: Option<i32>, out: &SyncSender<Out>) -> Outcome<(Totals, Hash)> {
-    let encoding = level.map_or(Encoding::Plain, Encoding::Zstd);
-    let mut image = ImageHasher::default();
-    let mut number = 0u32;
-    let half = items.len() / 2;
-    for (n, item) in items.iter().enumerate() {
-        if n == half {
-            failpoint::hit("stream:half")?;
-        }
-        if item.dir {
-            put(out, Out::Entry(Entry::Dir { path: item.path.clone(), mode: item.mode }))?;
-            image.dir(&item.path);
-            continue;
-        }
-        number += 1;
-        let proof = read_file(datadir, item, number, encoding, out)?;
-        image.file(&item.path, item.len, &proof);
-    }
-    let (totals, proof) = image.finish();
-    put(out, Out::Entry(Entry::End { totals, image: proof }))?;
-    Ok((totals, proof))
+/// What waits for the answers to what was asked before it.
+enum Waiting {
+    Chunk { number: u32, offset: u64, raw: Vec<u8>, hashes: Vec<Hash> },
+    End(Entry),
 }
 
-fn read_file(datadir: &Path, item: &Item, number: u32, encoding: Encoding, out: &SyncSender<Out>) -> Outcome<Hash> {
-    put(out, Out::Entry(Entry::File { number, path: item.path.clone(), mode: item.mode, len: item.len }))?;
-    let path = item.path.under(datadir);
-    let file = server::open_beneath(datadir, &item.path.under(Path::new("")))
-        .explain(|| format!("cannot open {}", path.display()))?;
-    let mut hasher = FileHasher::default();
-    let mut buffer = vec![0u8; CHUNK];
-    let mut offset = 0;
-    while offset < item.len {
-        let want = (item.len - offset).min(CHUNK as u64) as usize;
-        file.read_exact_at(&mut buffer[..want], offset).explain(|| format!("cannot read {}", path.display()))?;
-        let packed = pack(number, offset, &buffer[..want], encoding);
-        for (n, hash) in packed.hashes.iter().enumerate() {
-            hasher.add(hash, BLOCK.min(want - n * BLOCK));
-        }
-        put(out, Out::Chunk(packed.bytes))?;
-        offset += want as u64;
-    }
-    let proof = hasher.finish();
-    put(out, Out::Entry(Entry::FileEnd { number, proof }))?;
-    Ok(proof)
+struct Reader<'a> {
+    reading: Reading<'a>,
+    sent: &'a mut Sent,
+    out: SyncSender<Out>,
+    session: &'a Session,
+    guest: Guest,
+    encoding: Encoding,
+    waiting: VecDeque<Waiting>,
+    asked: usize,
+    spare: Vec<Vec<u8>>,
+    number: u32,
+    passed: Passed,
+    /// Bytes read when somebody last looked after what is read.
+    watched: u64,
 }
 
-fn put(out: &SyncSender<Out>, piece: Out) -> Outcome<()> {
-    out.send(piece).map_err(|_| Problem::failed("the image could not be sent on"))
+/// Bytes between two such looks.
+const WATCH: u64 = 64 << 20;
+
+/// How one file's blocks find their way.
+#[derive(Clone, Copy)]
+enum Against {
+    /// The receivers may have anything: ask.
+    Ask,
+    /// They have nothing.
+    Nothing,
+    /// They have what an earlier pass has sent.
+    Sent(Span),
+}
+
+impl<'a> Reader<'a> {
+    fn new(reading: Reading<'a>, sent: &'a mut Sent, out: SyncSender<Out>, session: &'a Session) -> Outcome<Self> {
+        let hot = reading.options.pass == Pass::Hot;
+        let guest = if hot { Guest::shy(reading.options.max_rate) } else { Guest::hasty() };
+        let encoding = reading.options.level.map_or(Encoding::Plain, Encoding::Zstd);
+        // answers to what an earlier pass has asked and left in vain
+        while reading.lacks.try_recv().is_ok() {}
+        Ok(Self {
+            reading,
+            sent,
+            out,
+            session,
+            guest,
+            encoding,
+            waiting: VecDeque::new(),
+            asked: 0,
+            spare: Vec::new(),
+            number: 0,
+            passed: Passed::default(),
+            watched: 0,
+        })
+    }
+
+    fn hot(&self) -> bool {
+        self.reading.options.pass == Pass::Hot
+    }
+
+    fn all(&mut self) -> Outcome<Result> {
+        let (tree, hot) = (self.reading.tree, self.hot());
+        let mut image = ImageHasher::default();
+        let half = tree.items.len() / 2;
+        for (n, item) in tree.items.iter().enumerate() {
+            if n == half {
+                failpoint::hit(if hot { "stream:hot-half" } else { "stream:half" })?;
+            }
+            if item.dir {
+                self.put(Entry::Dir { path: item.path.clone(), mode: item.mode })?;
+                image.dir(&item.path);
+                continue;
+            }
+            if let Some(proof) = self.file(item)? {
+                image.file(&item.path, item.len, &proof);
+            }
+        }
+        self.settle(0)?;
+        (self.reading.watch)()?;
+        if hot {
+            self.put(Entry::PassEnd)?;
+            return Ok((self.passed, None));
+        }
+        let (totals, proof) = image.finish();
+        self.put(Entry::End { totals, image: proof })?;
+        Ok((self.passed, Some((totals, proof))))
+    }
+
+    /// Sends what has to be sent of one file; its proof, or None: it has gone, or was left out of a hot pass.
+    fn file(&mut self, item: &Item) -> Outcome<Option<Hash>> {
+        let before = self.sent.files.get(&item.path).cloned();
+        if let Some(before) = &before
+            && self.is_still(item, before)
+        {
+            if !self.hot() {
+                self.same(item, before.proof)?;
+            }
+            return Ok(Some(before.proof));
+        }
+        let read_ns = now_ns();
+        let file = match server::open_beneath(self.reading.datadir, &item.path.under(Path::new(""))) {
+            Err(error) if self.hot() && error.kind() == ErrorKind::NotFound => return Ok(None),
+            opened => opened.explain(|| format!("cannot open {}", item.path.under(self.reading.datadir).display()))?,
+        };
+        let against = match &before {
+            Some(before) => Against::Sent(self.sent.index.resized(before.span, before.item.len, item.len)?),
+            None if self.reading.options.ask => Against::Ask,
+            None => Against::Nothing,
+        };
+        let span = match against {
+            Against::Sent(span) => span,
+            _ => self.sent.index.span(if self.hot() { item.len } else { 0 }),
+        };
+        let Some(proof) = self.blocks(item, &file, against, span)? else {
+            self.sent.files.remove(&item.path);
+            return Ok(None);
+        };
+        if self.hot() {
+            let before = Before { item: item.clone(), read_ns, span, proof };
+            self.sent.files.insert(item.path.clone(), before);
+        }
+        Ok(Some(proof))
+    }
+
+    /// Whether a file is what was sent of it, by all that its metadata says.
+    fn is_still(&self, item: &Item, before: &Before) -> bool {
+        let untouched = item.untouched_since(&before.item)
+            && item.touched_ns() < before.read_ns - RACY_NS
+            // a clock that was set back tells nothing
+            && item.touched_ns() < now_ns();
+        // what is written through mappings may change without a new time (MyISAM and Aria can), and is small
+        untouched && !self.reading.options.paranoid && stamped(item.path.as_path())
+    }
+
+    /// Reads a file and sends its blocks; None: it has gone or shrunk under a hot pass.
+    fn blocks(&mut self, item: &Item, file: &File, against: Against, span: Span) -> Outcome<Option<Hash>> {
+        self.passed.files += 1;
+        self.number += 1;
+        let number = self.number;
+        let begin = Entry::File { number, path: item.path.clone(), mode: item.mode, len: item.len };
+        let same_length =
+            |this: &Self| this.sent.files.get(&item.path).is_some_and(|before| before.item.len == item.len);
+        // of a file of which receivers have all, nothing is said but that
+        let mut begun = !matches!(against, Against::Sent(_)) || !same_length(self);
+        if begun {
+            self.put(begin.clone())?;
+        }
+        let mut hasher = FileHasher::default();
+        let mut offset = 0;
+        while offset < item.len {
+            let want = (item.len - offset).min(CHUNK as u64) as usize;
+            let mut raw = self.spare.pop().unwrap_or_default();
+            raw.resize(want, 0);
+            match self.guest.read(file, &mut raw, offset, self.session) {
+                Err(error) if self.hot() && error.kind() == ErrorKind::UnexpectedEof => {
+                    self.gone(number, begun)?;
+                    return Ok(None);
+                }
+                read => read.explain(|| format!("cannot read {}", item.path.under(self.reading.datadir).display()))?,
+            }
+            self.passed.read += want as u64;
+            if self.passed.read - self.watched >= WATCH {
+                self.watched = self.passed.read;
+                (self.reading.watch)()?;
+            }
+            let hashes = pack::hashes(&raw);
+            hashes.iter().enumerate().for_each(|(n, hash)| hasher.add(hash, BLOCK.min(want - n * BLOCK)));
+            let first = offset / BLOCK as u64;
+            let mut absent = 0;
+            if let Against::Sent(span) = against {
+                let had = self.sent.index.read(span, first, hashes.len() as u64)?;
+                absent = had
+                    .iter()
+                    .zip(&hashes)
+                    .enumerate()
+                    .filter(|(_, (had, is))| had == is)
+                    .fold(0, |bits, (n, _)| bits | Chunk::pages_of(n));
+            }
+            if self.hot() {
+                self.sent.index.write(span, first, &hashes)?;
+            }
+            match against {
+                Against::Ask => {
+                    self.put(Entry::Ask { number, offset, hashes: hashes.clone() })?;
+                    self.waiting.push_back(Waiting::Chunk { number, offset, raw, hashes });
+                    self.asked += 1;
+                    self.settle(ASKED)?;
+                }
+                Against::Sent(_) if (0..hashes.len()).all(|n| absent & Chunk::pages_of(n) != 0) => self.spare.push(raw),
+                _ => {
+                    if !begun {
+                        begun = true;
+                        self.put(begin.clone())?;
+                    }
+                    self.pack(number, offset, raw, &hashes, absent)?;
+                }
+            }
+            offset += want as u64;
+        }
+        let proof = hasher.finish();
+        if begun {
+            self.waiting.push_back(Waiting::End(Entry::FileEnd { number, proof }));
+            self.settle(ASKED)?;
+        } else if !self.hot() {
+            self.same(item, proof)?;
+        }
+        Ok(Some(proof))
+    }
+
+    /// Receivers have it as it is.
+    fn same(&self, item: &Item, proof: Hash) -> Outcome<()> {
+        self.put(Entry::Same { path: item.path.clone(), mode: item.mode, len: item.len, proof })
+    }
+
+    /// What was asked about a file that is gone is answered in vain.
+    fn gone(&mut self, number: u32, begun: bool) -> Outcome<()> {
+        for waiting in &mut self.waiting {
+            match waiting {
+                Waiting::Chunk { number: of, raw, .. } if *of == number => raw.clear(),
+                _ => {}
+            }
+        }
+        if begun {
+            self.waiting.push_back(Waiting::End(Entry::Gone { number }));
+        }
+        Ok(())
+    }
+
+    /// Sends on what is answered, until no more than `limit` chunks wait.
+    fn settle(&mut self, limit: usize) -> Outcome<()> {
+        loop {
+            let must = self.asked > limit || limit == 0;
+            match self.waiting.front() {
+                None => return Ok(()),
+                Some(Waiting::End(_)) => {
+                    if let Some(Waiting::End(entry)) = self.waiting.pop_front() {
+                        self.put(entry)?;
+                    }
+                }
+                Some(Waiting::Chunk { .. }) => {
+                    let lack = match self.reading.lacks.try_recv() {
+                        Ok(lack) => lack,
+                        Err(_) if !must => return Ok(()),
+                        Err(_) => self.reading.lacks.blocking_recv().ok_or_else(lost)?,
+                    };
+                    let Some(Waiting::Chunk { number, offset, raw, hashes }) = self.waiting.pop_front() else {
+                        return Ok(());
+                    };
+                    self.asked -= 1;
+                    self.answered(&lack, number, offset, raw, &hashes)?;
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, lack: &Lack, number: u32, offset: u64, raw: Vec<u8>, hashes: &[Hash]) -> Outcome<()> {
+        if (lack.number, lack.offset) != (number, offset) || lack.pages.len() != lack.blocks.count_ones() as usize {
+            return Err(Problem::failed("an answer that does not fit what was asked"));
+        }
+        if lack.blocks == 0 || raw.is_empty() {
+            self.spare.push(raw);
+            return Ok(());
+        }
+        let mut theirs = lack.pages.iter();
+        let mut absent = 0u64;
+        for n in 0..hashes.len() {
+            let pages = if lack.blocks & (1 << n) != 0 { theirs.next() } else { None };
+            let Some(pages) = pages else {
+                absent |= Chunk::pages_of(n);
+                continue;
+            };
+            for (page, short) in pages.iter().enumerate() {
+                let begin = (n * BLOCK_PAGES + page) * PAGE;
+                let bytes = raw.get(begin..raw.len().min(begin + PAGE)).unwrap_or_default();
+                if *short != 0 && !bytes.is_empty() && hash::page(bytes) == *short {
+                    absent |= 1 << (n * BLOCK_PAGES + page);
+                }
+            }
+        }
+        self.pack(number, offset, raw, hashes, absent)
+    }
+
+    fn pack(&mut self, number: u32, offset: u64, raw: Vec<u8>, hashes: &[Hash], absent: u64) -> Outcome<()> {
+        let pages = raw.len().div_ceil(PAGE);
+        let travels = (0..pages).filter(|page| absent & (1 << page) == 0);
+        self.passed.changed += travels.map(|page| PAGE.min(raw.len() - page * PAGE) as u64).sum::<u64>();
+        let packed = pack(pack::Place { file: number, offset }, &raw, hashes, absent, self.encoding);
+        self.spare.push(raw);
+        self.out.send(Out::Chunk(packed)).map_err(|_| not_sent())
+    }
+
+    fn put(&self, entry: Entry) -> Outcome<()> {
+        self.out.send(Out::Entry(entry)).map_err(|_| not_sent())
+    }
+}
+
+fn lost() -> Problem {
+    Problem::new(Kind::Lost, "the controller is gone")
+}
+
+fn not_sent() -> Problem {
+    Problem::failed("the image could not be sent on")
+}
+
+/// Now, by the clock that files' times come from.
+fn now_ns() -> i128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i128)
 }
 
 /// Whether a later walk shows the very same files: nobody started the server or wrote into the datadir meanwhile.

@@ -30,6 +30,20 @@ pub struct Item {
     stamp: (u64, i64, i64, i64, i64),
 }
 
+impl Item {
+    /// Whether this is the same file as then, and nobody has touched it since.
+    pub fn untouched_since(&self, then: &Item) -> bool {
+        self == then
+    }
+
+    /// When anybody touched it last, in nanoseconds since 1970 by the filesystem's clock.
+    pub fn touched_ns(&self) -> i128 {
+        let (_, mtime, mtime_ns, ctime, ctime_ns) = self.stamp;
+        let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        ns(mtime, mtime_ns).max(ns(ctime, ctime_ns))
+    }
+}
+
 /// A walked datadir.
 #[derive(Debug, Default)]
 pub struct Tree {

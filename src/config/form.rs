@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono_tz::Tz;
 use figment::value::Value;
 
-use super::policy::{Choice, Compression, Reserve};
+use super::policy::{Choice, Compression, Reserve, parse_size, show_size};
 use super::timing::CatchUp;
 
 /// The longest duration taken: far beyond any use, and far from overflowing a clock.
@@ -436,6 +436,21 @@ pub(super) const RESERVE: Form<Reserve> = Form {
         }
     },
     show: |reserve| quoted(&reserve.to_string()),
+};
+
+/// Bytes a second.
+pub(super) const RATE: Form<u64> = Form {
+    read: |found| {
+        let text = scalar(found)?;
+        match parse_size(text.trim()).filter(|rate| *rate >= 1 << 20) {
+            Some(rate) => Ok(rate),
+            None => wrong_hint(
+                format!("{} is no number of bytes a second from 1 MiB on", cited(&text)),
+                "Write it like \"50MB\" or \"100MiB\"; without it there is no limit.",
+            ),
+        }
+    },
+    show: |rate| quoted(&show_size(*rate)),
 };
 
 /// The name of a systemd credential: a plain file name.

@@ -29,8 +29,8 @@ pub use load::load;
 pub use model::{Config, Daemon, Effective, Environment, Host, HostId, InvalidName, Refresh, is_name};
 pub use one_off::OneOff;
 pub use policy::{
-    Accounts, AgentKind, Choice, Compression, Events, KeepPrevious, Layout, LogFormat, LongTransactions, Method,
-    OnBusy, OnDestinationFailure, Policy, Proof, Reserve, TransportKind, XaPrepared,
+    Accounts, AgentKind, Basis, Choice, Compression, Events, Freeze, KeepPrevious, Layout, LogFormat, LongTransactions,
+    Method, OnBusy, OnDestinationFailure, Policy, Proof, Reserve, TransportKind, XaPrepared,
 };
 pub use schedule::{Schedule, ScheduleError};
 pub use secret::{SecretError, SecretRef};

@@ -183,6 +183,34 @@ choice! {
     }
 }
 
+choice! {
+    /// How the files of the stopped source are frozen, so that it can be started before they are copied.
+    Freeze {
+        /// In the best way that its filesystem has; where it has none they are copied twice, see `precopy`.
+        Auto = "auto",
+        /// Not at all.
+        None = "none",
+        /// By clones of the files that share their blocks (XFS, btrfs).
+        Reflink = "reflink",
+        /// By a snapshot of the btrfs subvolume.
+        Btrfs = "btrfs",
+        /// By a snapshot of the logical volume.
+        Lvm = "lvm",
+        /// By a snapshot of the ZFS dataset.
+        Zfs = "zfs",
+    }
+}
+
+choice! {
+    /// What a destination compares the image's blocks with, so that only those travel that it lacks.
+    Basis {
+        /// The generation that it serves.
+        Current = "current",
+        /// Nothing: everything travels.
+        None = "none",
+    }
+}
+
 /// How blocks are compressed on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compression {
@@ -237,19 +265,31 @@ const UNITS: [(&str, u64); 9] = [
     ("B", 1),
 ];
 
+/// Reads a size like `2GiB`; a number alone is bytes.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim_start() {
+        "" => 1,
+        unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// A size as it can be read again, in the largest unit that it is a multiple of.
+pub fn show_size(bytes: u64) -> String {
+    let whole = |factor: u64| bytes >= factor && bytes.is_multiple_of(factor);
+    let (name, factor) = UNITS.iter().find(|(_, factor)| whole(*factor)).unwrap_or(&("B", 1));
+    format!("{}{name}", bytes / factor)
+}
+
 impl Reserve {
     /// Reads a share like `5%` or a size like `2GiB`; a number alone is bytes.
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(share) = text.strip_suffix('%') {
             return share.trim().parse().ok().filter(|share| *share <= 99).map(Self::Percent);
         }
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        let factor = match unit.trim_start() {
-            "" => 1,
-            unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1,
-        };
-        number.parse::<u64>().ok()?.checked_mul(factor).map(Self::Bytes)
+        parse_size(text).map(Self::Bytes)
     }
 
     /// The reserve in bytes on a filesystem of the given size.
@@ -268,11 +308,7 @@ impl fmt::Display for Reserve {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Percent(share) => write!(out, "{share}%"),
-            Self::Bytes(bytes) => {
-                let whole = |factor: u64| *bytes >= factor && bytes.is_multiple_of(factor);
-                let (name, factor) = UNITS.iter().find(|(_, factor)| whole(*factor)).unwrap_or(&("B", 1));
-                write!(out, "{}{name}", bytes / factor)
-            }
+            Self::Bytes(bytes) => out.write_str(&show_size(*bytes)),
         }
     }
 }
@@ -308,6 +344,18 @@ pub struct Policy {
     pub on_destination_failure: OnDestinationFailure,
     /// How a destination proves its copy.
     pub proof: Proof,
+    /// How the files of the stopped source are frozen.
+    pub freeze: Freeze,
+    /// Where nothing is frozen: copy while the source runs, and again what has changed by its stop.
+    pub precopy: bool,
+    /// Copies while the source runs, at most.
+    pub precopy_rounds: usize,
+    /// Read everything again from the stopped source, whatever its files' times say.
+    pub paranoid: bool,
+    /// Bytes a second that are read at most while the source runs.
+    pub max_rate: Option<u64>,
+    /// What a destination compares blocks with.
+    pub basis: Basis,
     /// How blocks are compressed on the way.
     pub compression: Compression,
     /// Free space that must remain on the stage's filesystem.
@@ -335,6 +383,12 @@ impl Default for Policy {
             keep_previous: KeepPrevious::default(),
             on_destination_failure: OnDestinationFailure::default(),
             proof: Proof::default(),
+            freeze: Freeze::default(),
+            precopy: true,
+            precopy_rounds: 3,
+            paranoid: false,
+            max_rate: None,
+            basis: Basis::default(),
             compression: Compression::Auto,
             space_reserve: Reserve::Percent(5),
             copy_files: Vec::new(),

@@ -28,6 +28,13 @@ pub fn block(bytes: &[u8]) -> Hash {
     Hash(*blake3::hash(bytes).as_bytes())
 }
 
+/// A short hash of one page, never 0: tells pages apart, proves nothing.
+pub fn page(bytes: &[u8]) -> u64 {
+    let hash = blake3::hash(bytes);
+    let (words, _) = hash.as_bytes().as_chunks::<8>();
+    u64::from_le_bytes(words[0]).max(1)
+}
+
 /// Whether a block is all zero and so can be a hole.
 pub fn is_zero(bytes: &[u8]) -> bool {
     let (words, tail) = bytes.as_chunks::<16>();

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 const MAX_BYTES: usize = 4096;
 
 /// A checked relative path. Every value of this type is non-empty and has only normal components.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "PathBuf", into = "PathBuf")]
 pub struct RelPath(PathBuf);
 
@@ -32,6 +32,19 @@ impl RelPath {
     /// As raw bytes.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_os_str().as_bytes()
+    }
+}
+
+/// In byte order, as an image's proof takes its entries; a folder comes before what is in it.
+impl Ord for RelPath {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl PartialOrd for RelPath {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -10,6 +10,7 @@ pub mod recover;
 pub mod rollback;
 pub mod undo;
 
+mod image;
 mod install;
 mod locking;
 mod preflight;
@@ -19,16 +20,16 @@ mod transfer;
 use std::time::{Duration, Instant};
 
 use hosts::{Descriptions, Hosts};
+use image::Taking;
 use undo::Undo;
 
-use crate::config::{Compression, Config, LongTransactions, OnBusy, OnDestinationFailure, Proof, Refresh};
+use crate::config::{Config, LongTransactions, OnBusy, OnDestinationFailure, Refresh};
 use crate::host::{Context, SourceHost, Typed};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::report::{Ending, Event, Pulse, Reporter, Sink, Step, Summary};
-use crate::route::Way;
 use crate::run::{Cancel, Run, new_id, pauses};
 use crate::store::Store;
-use crate::wire::message::{DrainOptions, Extra, Holder, Origin, Runtime, StreamOptions};
+use crate::wire::message::{DrainOptions, Extra, Holder, Origin, Runtime};
 
 /// What a run leaves for the way back and for destinations to be told that they failed, in time: part of `max_outage` that is
 /// not spent on copying.
@@ -64,7 +65,7 @@ pub struct Job<'a> {
 #[derive(Default)]
 struct Figures {
     outage: Option<Duration>,
-    copied: Option<transfer::Copied>,
+    taking: Option<Taking>,
 }
 
 /// What a run may do about others, and when.
@@ -239,7 +240,7 @@ async fn pipeline(
 
     run.step(Step::Lock, locking::take_all(run, hosts, &config.daemon.state_dir, limits.patience)).await?;
 
-    let facts = run
+    let (facts, way) = run
         .step(Step::Preflight, async {
             // it may have waited for its locks for hours
             limits.may_go_on(refresh)?;
@@ -250,21 +251,36 @@ async fn pipeline(
             // recovery must know what was found
             let text = serde_json::to_string(&hosts.descriptions()).explain(|| "cannot write the journal")?;
             run.describe(&text)?;
-            Ok(facts)
+            let way = image::way(refresh, hosts, report).await?;
+            Ok((facts, way))
         })
         .await?;
+    let precopy = policy.precopy && way.is_none();
+    let taking = figures.taking.insert(Taking::new(config, refresh, hosts, way, facts.tree.copy_bytes));
     let server = facts.server.as_ref().ok_or_else(|| Problem::refused("the source does not answer"))?;
 
     run.step(Step::Stage, async {
         hosts
             .each(report, abort, async |d| {
                 d.armed.push(run.arm(Undo::DiscardStage { host: d.host.0.host().id.clone() })?);
-                d.host.prepare_stage().await
+                d.host.prepare_stage().await?;
+                // from here on the previous generation may be gone, whatever becomes of the run
+                d.host.make_room(install::keep(policy)).await
             })
             .await?;
+        hosts.none_lost(limits.may_begin_anew)?;
+        taking.seed(refresh, hosts, report).await?;
         hosts.none_lost(limits.may_begin_anew)
     })
     .await?;
+
+    if precopy {
+        run.step(Step::Precopy, async {
+            taking.hot(refresh, hosts, report, &run.cancel).await?;
+            hosts.none_lost(limits.may_begin_anew)
+        })
+        .await?;
+    }
 
     let (runtime, undrain) = run
         .step(Step::Drain, async {
@@ -282,8 +298,10 @@ async fn pipeline(
                     format!("{} long transaction(s) will be rolled back by the stop", drained.left_open),
                 );
             }
-            // from here on the previous generation may be gone, whatever becomes of the run
-            hosts.each(report, abort, async |d| d.host.make_room(install::keep(policy)).await).await?;
+            if precopy {
+                // what the drain has written is not left for the outage
+                taking.settle(refresh, hosts, report, &run.cancel).await?;
+            }
             hosts.none_lost(limits.may_begin_anew)?;
             Ok((runtime, undrain))
         })
@@ -299,6 +317,12 @@ async fn pipeline(
         })
         .await?;
 
+    // armed before the start is: should it come to that, nobody's start waits for the removal
+    let thaw = match &taking.frozen {
+        Some(_) => Some(run.arm(Undo::Thaw { host: source.clone() })?),
+        None => None,
+    };
+
     let start = run
         .step(Step::Stop, async {
             let start = run.arm(Undo::StartServer { host: source.clone(), runtime: runtime.clone() })?;
@@ -310,22 +334,13 @@ async fn pipeline(
     let down = stopped_at.get().unwrap_or_else(Instant::now);
     let taken = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
 
-    let copied = run
-        .step(Step::Copy, async {
-            let options = transfer::Options {
-                stream: StreamOptions { level: level(policy.compression, hosts), extra: extra(refresh) },
-                from_disk: policy.proof == Proof::Disk,
-                expected: facts.tree.copy_bytes,
-                abort,
-                deadline: deadline(policy.max_outage, down),
-                stall: config.daemon.host_timeout,
-            };
-            transfer::copy(hosts, options, report, &run.cancel).await
-        })
-        .await?;
-    figures.copied = Some(copied);
-
-    run.step(Step::Prove, async { hosts.judge(abort) }).await?;
+    if thaw.is_some() {
+        run.step(Step::Freeze, async { hosts.source()?.freeze().await }).await?;
+    } else {
+        let deadline = deadline(policy.max_outage, down);
+        run.step(Step::Copy, taking.cold(Some(deadline), refresh, hosts, report, &run.cancel)).await?;
+        run.step(Step::Prove, async { hosts.judge(abort) }).await?;
+    }
 
     // from here on the wish to stop waits until the source is back
     run.must(Step::Start, async { run.fire(start, hosts).await }).await?;
@@ -343,6 +358,13 @@ async fn pipeline(
     })
     .await?;
 
+    if let Some(thaw) = thaw {
+        run.step(Step::Copy, taking.cold(None, refresh, hosts, report, &run.cancel)).await?;
+        run.step(Step::Prove, async { hosts.judge(abort) }).await?;
+        run.fire(thaw, hosts).await?;
+    }
+    let (_, image) = taking.image.ok_or_else(|| Problem::failed("there is no image"))?;
+
     let shared = install::Shared {
         refresh,
         variables: &server.variables,
@@ -352,7 +374,7 @@ async fn pipeline(
             refresh: refresh.name.clone(),
             source: refresh.source.to_string(),
             taken,
-            image: copied.image,
+            image,
         },
         extra: extra(refresh),
     };
@@ -431,16 +453,6 @@ fn extra(refresh: &Refresh) -> Extra {
     Extra { copy: refresh.policy.copy_files.clone(), drop: refresh.policy.drop_files.clone() }
 }
 
-/// Compression costs the source time while it is down; on one machine it saves nothing.
-fn level(compression: Compression, hosts: &Hosts) -> Option<i32> {
-    let remote = hosts.destinations.iter().map(|d| d.host.0.host()).chain(hosts.source.iter().map(|s| s.0.host()));
-    match compression {
-        Compression::None => None,
-        Compression::Level(level) => Some(level),
-        Compression::Auto => remote.into_iter().any(|host| host.route.way != Way::Local).then_some(1),
-    }
-}
-
 /// When the copy must have ended, for the source to be back in time.
 fn deadline(max_outage: Duration, down: Instant) -> Instant {
     down + max_outage.saturating_sub(START_RESERVE.min(max_outage / 4))
@@ -487,7 +499,8 @@ fn summarise(
         },
     };
     let problem = problem.or_else(|| results.iter().find_map(|d| d.problem.clone()));
-    let copied = figures.copied;
+    let taking = figures.taking.as_ref();
+    let totals = taking.and_then(|t| t.image);
     Summary {
         id: run.id.clone(),
         refresh: refresh.name.clone(),
@@ -496,10 +509,14 @@ fn summarise(
         not_put_back: left,
         outage_ms: figures.outage.map(|d| d.as_millis() as u64),
         total_ms: begun.elapsed().as_millis() as u64,
-        files: copied.map_or(0, |c| c.totals.files),
-        bytes: copied.map_or(0, |c| c.totals.bytes),
-        sent_bytes: copied.map_or(0, |c| c.sent),
-        image: copied.map(|c| c.image.to_string()),
+        files: totals.map_or(0, |(totals, _)| totals.files),
+        bytes: totals.map_or(0, |(totals, _)| totals.bytes),
+        taken: taking.filter(|t| t.image.is_some()).map(Taking::told),
+        read_bytes: taking.map_or(0, |t| t.passed.read),
+        cold_bytes: taking.map_or(0, |t| t.cold),
+        changed_bytes: taking.map_or(0, |t| t.passed.changed),
+        sent_bytes: taking.map_or(0, |t| t.sent),
+        image: totals.map(|(_, image)| image.to_string()),
         destinations: results,
         steps: run.times(),
     }

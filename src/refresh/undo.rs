@@ -29,6 +29,11 @@ pub enum Undo {
         /// The source.
         host: HostId,
     },
+    /// Remove the source's frozen files.
+    Thaw {
+        /// The source.
+        host: HostId,
+    },
     /// Start the source and prove that it is back.
     StartServer {
         /// The source.
@@ -58,6 +63,11 @@ impl Undoer<Undo> for Hosts {
                 let fired = source.disarm_guard().await?;
                 self.guard_fired = fired;
                 Ok(())
+            }
+            Undo::Thaw { host } => {
+                let source = self.source_named(host)?;
+                source.0.begin_undo(&holder);
+                source.thaw().await
             }
             Undo::StartServer { host, runtime } => {
                 let source = self.source_named(host)?;
@@ -89,6 +99,7 @@ impl Undoer<Undo> for Hosts {
             Undo::DiscardStage { host } => format!("{host}: remove the stage"),
             Undo::Undrain { host, .. } => format!("{host}: restore the variables set for draining"),
             Undo::DisarmGuard { host } => format!("{host}: disarm the guard"),
+            Undo::Thaw { host } => format!("{host}: remove the frozen files"),
             Undo::StartServer { host, .. } => format!("{host}: start the source"),
             Undo::UndoSwap { host } => format!("{host}: serve the old generation"),
         }
@@ -105,6 +116,7 @@ impl Undo {
             Self::DiscardStage { host }
             | Self::Undrain { host, .. }
             | Self::DisarmGuard { host }
+            | Self::Thaw { host }
             | Self::StartServer { host, .. }
             | Self::UndoSwap { host } => host,
         }

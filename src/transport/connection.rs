@@ -18,7 +18,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use super::{Process, Prompt, Tail, Transport};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::wire::frame::{self, Frame, FrameKind, WireError};
-use crate::wire::message::{Down, Entry, Lanes, Reply, Role, Up, decode, encode};
+use crate::wire::message::{Down, Entry, Lack, Lanes, Reply, Role, Up, decode, encode};
 use crate::wire::stripe::{self, Part};
 
 /// How often we ask whether the agent is there.
@@ -27,13 +27,15 @@ const PING: Duration = Duration::from_secs(1);
 /// How long a greeting may take.
 const GREETING: Duration = Duration::from_secs(30);
 
-/// A piece of the image's stream.
+/// A piece of the image's stream, or an answer to one.
 #[derive(Debug, Clone)]
 pub enum Piece {
     /// A folder, or a file's begin or end.
     Entry(Entry),
     /// A packed chunk.
     Chunk(Bytes),
+    /// What a destination lacks of what it was asked for; goes to the source.
+    Lack(Lack),
 }
 
 /// What an agent tells without being asked.
@@ -64,7 +66,7 @@ pub struct Connection {
     out: Option<mpsc::Sender<Frame>>,
     answers: Answers,
     next: AtomicU32,
-    pieces: Option<mpsc::UnboundedReceiver<Piece>>,
+    pieces: tokio::sync::Mutex<mpsc::UnboundedReceiver<Piece>>,
     credit: Arc<Semaphore>,
     lost: watch::Receiver<Option<Problem>>,
     processes: Vec<Box<dyn Process>>,
@@ -299,7 +301,7 @@ impl Connection {
             out: Some(out),
             answers,
             next: AtomicU32::new(0),
-            pieces: Some(pieces),
+            pieces: tokio::sync::Mutex::new(pieces),
             credit,
             lost,
             processes,
@@ -337,6 +339,7 @@ impl Connection {
     pub async fn send_piece(&self, piece: Piece) -> Outcome<()> {
         match piece {
             Piece::Entry(entry) => self.send(&Down::<()>::Entry(entry)).await,
+            Piece::Lack(lack) => self.send(&Down::<()>::Lack(lack)).await,
             Piece::Chunk(payload) => {
                 let permits = self.credit.acquire_many(payload.len() as u32).await;
                 permits.map_err(|_| self.why_lost())?.forget();
@@ -350,9 +353,9 @@ impl Connection {
         self.send(&Down::<()>::Credit(bytes)).await
     }
 
-    /// The image's stream from the agent; can be taken once. Ends when the agent is lost.
-    pub fn take_pieces(&mut self) -> Option<mpsc::UnboundedReceiver<Piece>> {
-        self.pieces.take()
+    /// The next piece from the agent; None when the agent is lost. Nothing is lost when the future is dropped.
+    pub async fn next_piece(&self) -> Option<Piece> {
+        self.pieces.lock().await.recv().await
     }
 
     /// Says goodbye and waits until the agent has put back what it had begun and ended.
@@ -411,6 +414,9 @@ impl Incoming {
                 Up::Progress { done, total, what } => (self.asides)(Aside::Progress { done, total, what }),
                 Up::Entry(entry) => {
                     let _ = self.pieces.send(Piece::Entry(entry));
+                }
+                Up::Lack(lack) => {
+                    let _ = self.pieces.send(Piece::Lack(lack));
                 }
                 Up::Credit(bytes) => {
                     let room = Semaphore::MAX_PERMITS - self.credit.available_permits();

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, Identity};
 use super::frame::{Frame, FrameKind, WireError};
+pub use super::image::{Entry, Lack, Pass, Passed, ReceiveOptions, Seeded, StreamOptions};
 use crate::delta::hash::{Hash, Totals};
-use crate::delta::path::RelPath;
 use crate::instance::Target;
 use crate::problem::Problem;
 
@@ -141,15 +141,6 @@ pub struct Runtime {
     pub recorded_s: i64,
 }
 
-/// How the image is read.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct StreamOptions {
-    /// zstd level; None: not compressed.
-    pub level: Option<i32>,
-    /// Extra top-level names to copy and to leave.
-    pub extra: Extra,
-}
-
 /// Top-level names that the operator decided on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extra {
@@ -183,7 +174,7 @@ pub enum SourceRequest {
     },
     /// Clean stop, proven.
     StopServer,
-    /// Read the image of the stopped server and stream it.
+    /// Read files and stream them: before the stop, of the stopped server, or from what was frozen.
     Stream(StreamOptions),
     /// Start the server if it is not running, restore its runtime state, prove that it is back.
     StartServer(Runtime),
@@ -196,13 +187,29 @@ pub enum SourceRequest {
         /// Seconds.
         limit_s: u64,
     },
+    /// Whether and how the files of the stopped server could be frozen; changes nothing.
+    CanFreeze(FreezeWish),
+    /// Freeze the files of the stopped server, in the way that was found.
+    Freeze,
+    /// Remove what was frozen. Idempotent.
+    Thaw,
 }
 
-/// How the stage is proven.
+/// How the operator wants the files of the stopped server to be frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReceiveOptions {
-    /// Write out and drop each file from the page cache before it is read back.
-    pub from_disk: bool,
+pub enum FreezeWish {
+    /// In the best way that the filesystem has; not at all where it has none.
+    Auto,
+    /// Not at all.
+    None,
+    /// By clones of the files.
+    Reflink,
+    /// By a snapshot of the btrfs subvolume.
+    Btrfs,
+    /// By a snapshot of the logical volume.
+    Lvm,
+    /// By a snapshot of the ZFS dataset.
+    Zfs,
 }
 
 /// How the copy is made the destination's own on its isolated first start.
@@ -301,9 +308,11 @@ pub enum DestinationRequest {
     Lock(Holder),
     /// An empty stage.
     PrepareStage,
+    /// Bring what the current generation holds into the stage, as the basis that blocks are compared with.
+    Seed(ReceiveOptions),
     /// Remove the previous generation, if it may go before the new one comes.
     MakeRoom(Keep),
-    /// Take the stream into the stage, prove it from the stage.
+    /// Take one pass of the stream into the stage, prove it from the stage.
     Receive(ReceiveOptions),
     /// Write the stage out to the disk.
     SyncStage,
@@ -349,7 +358,16 @@ pub enum Reply {
     },
     /// To `DisarmGuard`: why it had fired, if it had.
     Disarmed(Option<String>),
-    /// To `Stream` and `Receive`.
+    /// To `Stream`: what it did; after a cold pass also the image and the proof over all of it.
+    Streamed {
+        /// Work.
+        passed: Passed,
+        /// The image.
+        image: Option<(Totals, Hash)>,
+    },
+    /// To `Seed`.
+    Seeded(Seeded),
+    /// To the `Receive` of a cold pass.
     Image {
         /// How much.
         totals: Totals,
@@ -362,47 +380,12 @@ pub enum Reply {
     Undone(bool),
     /// To `Rollback`: what serves now, if it is known.
     RolledBack(Option<Origin>),
+    /// To `CanFreeze`: the way, or why there is none; both in words.
+    Freezable(Result<String, String>),
     /// To `CatchUp`: what is still behind, in words; None: nothing is.
     CaughtUp(Option<String>),
     /// To `Resume`: what the isolated start did, if that was over.
     Resumed(Option<Installed>),
-}
-
-/// The image's stream, beside chunks; from the source and, forwarded, to every destination.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Entry {
-    /// A folder.
-    Dir {
-        /// Its path.
-        path: RelPath,
-        /// Permission bits.
-        mode: u32,
-    },
-    /// A file begins; its chunks follow in order.
-    File {
-        /// Its number in the stream; chunks name it.
-        number: u32,
-        /// Its path.
-        path: RelPath,
-        /// Permission bits.
-        mode: u32,
-        /// Its length.
-        len: u64,
-    },
-    /// A file is complete.
-    FileEnd {
-        /// Its number.
-        number: u32,
-        /// The source's proof.
-        proof: Hash,
-    },
-    /// The image is complete.
-    End {
-        /// How much it holds.
-        totals: Totals,
-        /// The source's proof.
-        image: Hash,
-    },
 }
 
 /// After the greetings, from the controller: over how many more sessions the agent's stream goes.
@@ -428,6 +411,8 @@ pub enum Down<Q> {
     Entry(Entry),
     /// So many more bytes of chunks may be sent.
     Credit(u64),
+    /// To a source: what the receivers lack of what was asked for.
+    Lack(Lack),
 }
 
 /// Agent to controller.
@@ -457,6 +442,8 @@ pub enum Up {
     Entry(Entry),
     /// So many more bytes of chunks may be sent.
     Credit(u64),
+    /// From a destination: what it lacks of what was asked for.
+    Lack(Lack),
     /// The agent's first message: its role and version.
     Hello {
         /// Role it was started in.
@@ -503,11 +490,11 @@ macro_rules! named {
 named!(SourceRequest {
     Open => "open", Facts => "facts", Lock => "lock", RecordRuntime => "record-runtime", Drain => "drain", Undrain => "undrain",
     ArmGuard => "arm-guard", StopServer => "stop-server", Stream => "stream", StartServer => "start-server",
-    DisarmGuard => "disarm-guard", CatchUp => "catch-up",
+    DisarmGuard => "disarm-guard", CatchUp => "catch-up", CanFreeze => "can-freeze", Freeze => "freeze", Thaw => "thaw",
 });
 
 named!(DestinationRequest {
-    Open => "open", Facts => "facts", Lock => "lock", PrepareStage => "prepare-stage", MakeRoom => "make-room", Receive => "receive",
+    Open => "open", Facts => "facts", Lock => "lock", PrepareStage => "prepare-stage", Seed => "seed", MakeRoom => "make-room", Receive => "receive",
     SyncStage => "sync-stage", Install => "install", Swap => "swap", Verify => "verify", Commit => "commit",
     UndoSwap => "undo-swap", DiscardStage => "discard-stage", Rollback => "rollback",
     Resume => "resume",
@@ -516,6 +503,7 @@ named!(DestinationRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delta::path::RelPath;
     use proptest::prelude::*;
 
     #[test]

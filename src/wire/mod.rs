@@ -5,5 +5,6 @@
 
 pub mod facts;
 pub mod frame;
+pub mod image;
 pub mod message;
 pub mod stripe;

@@ -4,28 +4,33 @@
 use std::path::Path;
 
 use mysql_refreshd::delta::hash::{self, is_zero};
-use mysql_refreshd::delta::pack::{Encoding, pack, raw_len, unpack};
+use mysql_refreshd::delta::pack::{Chunk, Encoding, Place, hashes, pack, raw_len, unpack};
 use mysql_refreshd::delta::path::RelPath;
-use mysql_refreshd::delta::{BLOCK, CHUNK};
+use mysql_refreshd::delta::{BLOCK, CHUNK, PAGE};
 use mysql_refreshd::mutate;
 
 use crate::{alone, measured};
 
 /// Where in a packed chunk its block hashes begin.
-const HEAD: usize = 23;
+const HEAD: usize = 37;
 
 /// Chunks of a few blocks, some of them zero, as each encoding packs them.
 fn corpus() -> Vec<Vec<u8>> {
     let mut all = Vec::new();
-    for (blocks, tail, zero) in [(0, 100, 0u16), (1, 0, 0), (1, 0, 1), (3, 77, 0b0101), (16, 0, 0), (16, 0, 0xfffe)] {
+    for (blocks, tail, zero) in
+        [(0, 100, 0u64), (1, 0, 0), (1, 0, 1), (3, 77, 0b0101), (16, 0, 0), (16, 0, 0xffff_ffff_ffff_fffe)]
+    {
         let mut raw: Vec<u8> = (0..blocks * BLOCK + tail).map(|n| (n / 300) as u8 | 1).collect();
-        for (n, block) in raw.chunks_mut(BLOCK).enumerate() {
+        for (n, block) in raw.chunks_mut(PAGE).enumerate() {
             if zero & (1 << n) != 0 {
                 block.fill(0);
             }
         }
         for encoding in [Encoding::Plain, Encoding::Zstd(1)] {
-            all.push(pack(7, 3 * BLOCK as u64, &raw, encoding).bytes.to_vec());
+            for absent in [0, 0b1_0010, 0xf0] {
+                let place = Place { file: 7, offset: 3 * BLOCK as u64 };
+                all.push(pack(place, &raw, &hashes(&raw), absent, encoding).to_vec());
+            }
         }
     }
     all
@@ -39,7 +44,7 @@ fn bomb(says: usize, holds: usize) -> Vec<u8> {
     bytes.extend_from_slice(&0u64.to_le_bytes());
     bytes.extend_from_slice(&(says as u32).to_le_bytes());
     bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    bytes.extend_from_slice(&0u16.to_le_bytes());
+    bytes.extend_from_slice(&[0; 16]);
     for block in vec![1; says].chunks(BLOCK) {
         bytes.extend_from_slice(&hash::block(block).0);
     }
@@ -53,13 +58,16 @@ fn judge(bytes: &[u8]) -> bool {
     // the whole, and where it has zero blocks its body beside it
     assert!(most <= 2 * CHUNK + 4096, "{most} bytes for a chunk");
     let Ok(chunk) = unpacked else { return false };
-    assert!(chunk.zero != 0 || most <= CHUNK + 4096, "{most} bytes for a chunk without holes");
+    assert!(chunk.zero | chunk.absent != 0 || most <= CHUNK + 4096, "{most} bytes for a chunk without holes");
     assert!((1..=CHUNK).contains(&chunk.raw.len()) && chunk.offset.checked_add(chunk.raw.len() as u64).is_some());
     assert_eq!(raw_len(bytes), chunk.raw.len() as u64);
     let hashes = bytes[HEAD..].chunks_exact(32);
     for ((n, block), announced) in chunk.raw.chunks(BLOCK).enumerate().zip(hashes) {
-        assert!(hash::block(block).0 == announced, "block {n} is not what was announced");
-        assert!(chunk.zero & (1 << n) == 0 || is_zero(block), "block {n} is not zero");
+        let whole = chunk.absent & Chunk::pages_of(n) == 0;
+        assert!(!whole || hash::block(block).0 == announced, "block {n} is not what was announced");
+    }
+    for (n, page) in chunk.raw.chunks(PAGE).enumerate() {
+        assert!((chunk.zero | chunk.absent) & (1 << n) == 0 || is_zero(page), "page {n} is not zero");
     }
     true
 }

@@ -29,6 +29,7 @@ fn undos(source: &HostId, destination: &HostId) -> Vec<Undo> {
         Undo::DiscardStage { host: destination.clone() },
         Undo::Undrain { host: source.clone(), runtime: runtime.clone() },
         Undo::DisarmGuard { host: source.clone() },
+        Undo::Thaw { host: source.clone() },
         Undo::StartServer { host: source, runtime },
         Undo::UndoSwap { host: destination },
     ];
@@ -37,10 +38,11 @@ fn undos(source: &HostId, destination: &HostId) -> Vec<Undo> {
         Undo::DiscardStage { .. } => 0,
         Undo::Undrain { .. } => 1,
         Undo::DisarmGuard { .. } => 2,
-        Undo::StartServer { .. } => 3,
-        Undo::UndoSwap { .. } => 4,
+        Undo::Thaw { .. } => 3,
+        Undo::StartServer { .. } => 4,
+        Undo::UndoSwap { .. } => 5,
     };
-    assert!(all.iter().map(number).eq(0..5));
+    assert!(all.iter().map(number).eq(0..6));
     all
 }
 

@@ -145,7 +145,17 @@ pub fn source_requests() -> Vec<SourceRequest> {
             SourceRequest::Undrain(runtime()),
             SourceRequest::ArmGuard { max_outage_s: 1800, lease_s: u64::MAX },
             SourceRequest::StopServer,
-            SourceRequest::Stream(StreamOptions { level: Some(-3), extra }),
+            SourceRequest::Stream(StreamOptions {
+                pass: Pass::Hot,
+                level: Some(-3),
+                extra,
+                ask: true,
+                paranoid: true,
+                max_rate: Some(u64::MAX),
+            }),
+            SourceRequest::CanFreeze(FreezeWish::Lvm),
+            SourceRequest::Freeze,
+            SourceRequest::Thaw,
             SourceRequest::StartServer(runtime()),
             SourceRequest::DisarmGuard,
             SourceRequest::CatchUp { runtime: runtime(), limit_s: u64::MAX },
@@ -175,7 +185,8 @@ pub fn destination_requests() -> Vec<DestinationRequest> {
             DestinationRequest::Lock(holder("r1")),
             DestinationRequest::PrepareStage,
             DestinationRequest::MakeRoom(Keep::UntilStage),
-            DestinationRequest::Receive(ReceiveOptions { from_disk: true }),
+            DestinationRequest::Seed(ReceiveOptions { pass: Pass::Hot, from_disk: false }),
+            DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: true }),
             DestinationRequest::SyncStage,
             DestinationRequest::Install(Box::new(install)),
             DestinationRequest::Swap(Box::new(swap)),
@@ -205,8 +216,16 @@ pub fn entries() -> Vec<Entry> {
         Entry::Dir { path: path("shop"), mode: 0o750 },
         Entry::File { number: 3, path: path("shop/o@0020.ibd"), mode: 0o660, len: 1 << 40 },
         Entry::FileEnd { number: 3, proof: Hash([1; 32]) },
+        Entry::Same { path: path("shop/o@0020.ibd"), mode: 0o660, len: u64::MAX, proof: Hash([1; 32]) },
+        Entry::Ask { number: 3, offset: 1 << 40, hashes: vec![Hash([3; 32]); 16] },
+        Entry::Gone { number: u32::MAX },
+        Entry::PassEnd,
         Entry::End { totals, image: Hash([2; 32]) },
     ]
+}
+
+fn lack() -> Lack {
+    Lack { number: 3, offset: 1 << 40, blocks: 0b101, pages: vec![[u64::MAX, 0, 1, 7]; 2] }
 }
 
 fn replies() -> Vec<Reply> {
@@ -221,6 +240,13 @@ fn replies() -> Vec<Reply> {
         Reply::Started { ours: true, up_ms: u64::MAX },
         Reply::Disarmed(Some("the agent died".into())),
         Reply::Image { totals: Totals::default(), image: Hash([9; 32]) },
+        Reply::Streamed {
+            passed: Passed { files: 3, read: u64::MAX, changed: 0 },
+            image: Some((Totals::default(), Hash([9; 32]))),
+        },
+        Reply::Seeded(Seeded { files: 3, bytes: u64::MAX, shared: true }),
+        Reply::Freezable(Ok("a snapshot".into())),
+        Reply::Freezable(Err("ext4 has none".into())),
         Reply::Installed(installed),
         Reply::Undone(true),
         Reply::RolledBack(Some(origin())),
@@ -243,8 +269,12 @@ fn replies() -> Vec<Reply> {
         Reply::RolledBack(_) => 11,
         Reply::CaughtUp(_) => 12,
         Reply::Resumed(_) => 13,
+        Reply::Streamed { .. } => 14,
+        Reply::Seeded(_) => 15,
+        Reply::Freezable(_) => 16,
     };
-    assert!(all.iter().map(number).eq(0..14));
+    let here: std::collections::BTreeSet<i32> = all.iter().map(number).collect();
+    assert!(here.into_iter().eq(0..17));
     all
 }
 
@@ -256,7 +286,7 @@ pub fn ups() -> Vec<Up> {
         .chain([Up::Reply { id: u32::MAX, result: Err(refused) }, Up::Note("n".into()), Up::Warning("w".into())])
         .chain([Up::Progress { done: 1, total: u64::MAX, what: "bytes".into() }])
         .chain(entries().into_iter().map(Up::Entry))
-        .chain([Up::Credit(u64::MAX), Up::Hello { role: Role::Source, build: "0.1.0".into() }])
+        .chain([Up::Credit(u64::MAX), Up::Lack(lack()), Up::Hello { role: Role::Source, build: "0.1.0".into() }])
         .collect();
     let number = |up: &Up| match up {
         Up::Reply { .. } => 0,
@@ -266,14 +296,15 @@ pub fn ups() -> Vec<Up> {
         Up::Entry(_) => 4,
         Up::Credit(_) => 5,
         Up::Hello { .. } => 6,
+        Up::Lack(_) => 7,
     };
-    (0..7).for_each(|n| assert!(all.iter().any(|up| number(up) == n), "{n}"));
+    (0..8).for_each(|n| assert!(all.iter().any(|up| number(up) == n), "{n}"));
     all
 }
 
 pub fn downs<Q>(requests: Vec<Q>) -> Vec<Down<Q>> {
     let calls = requests.into_iter().enumerate().map(|(n, request)| Down::Call { id: n as u32, request });
-    calls.chain(entries().into_iter().map(Down::Entry)).chain([Down::Credit(1), Down::Credit(u64::MAX)]).collect()
+    calls.chain(entries().into_iter().map(Down::Entry)).chain([Down::Credit(1), Down::Lack(lack())]).collect()
 }
 
 fn payloads<T: serde::Serialize>(messages: &[T]) -> Vec<Vec<u8>> {

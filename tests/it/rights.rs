@@ -14,7 +14,7 @@ use mysql_refreshd::route::{AgentProgram, INSTALLED, Route, Way};
 use mysql_refreshd::transport::connection::{self, Connection};
 use mysql_refreshd::transport::{self, Secrets};
 use mysql_refreshd::wire::message::{
-    DestinationRequest, Extra, Keep, Open, Origin, ReceiveOptions, Reply, Role, SourceRequest, SwapOptions,
+    DestinationRequest, Extra, Keep, Open, Origin, Pass, ReceiveOptions, Reply, Role, SourceRequest, SwapOptions,
 };
 
 use crate::gate::{self, Gate};
@@ -310,7 +310,8 @@ fn a_stolen_key_opens_what_was_consented_to_and_nothing_else() {
     for request in [
         DestinationRequest::PrepareStage,
         DestinationRequest::MakeRoom(Keep::UntilStage),
-        DestinationRequest::Receive(ReceiveOptions { from_disk: false }),
+        DestinationRequest::Seed(ReceiveOptions { pass: Pass::Hot, from_disk: false }),
+        DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: false }),
         DestinationRequest::SyncStage,
         swap(&[]),
         DestinationRequest::Rollback,

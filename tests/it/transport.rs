@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mysql_refreshd::authority::consent::{self, Grant};
 use mysql_refreshd::delta::hash::{FileHasher, ImageHasher, block};
-use mysql_refreshd::delta::pack::{Encoding, pack};
+use mysql_refreshd::delta::pack::{Encoding, Place, pack_whole};
 use mysql_refreshd::delta::{BLOCK, CHUNK};
 use mysql_refreshd::instance::{Instance, Service, Target};
 use mysql_refreshd::problem::Kind;
@@ -16,7 +16,7 @@ use mysql_refreshd::route::{Address, AgentProgram, Route, Way};
 use mysql_refreshd::transport::connection::{self, Aside, Connection, Piece};
 use mysql_refreshd::transport::{self, Secrets, Transport};
 use mysql_refreshd::wire::message::{
-    DestinationRequest, Entry, Holder, Open, ReceiveOptions, Reply, Role, SourceRequest,
+    DestinationRequest, Entry, Holder, Open, Pass, ReceiveOptions, Reply, Role, SourceRequest,
 };
 
 use crate::gate::Gate;
@@ -250,7 +250,8 @@ fn file(number: u32, name: &str, content: &[u8], image: &mut ImageHasher) -> Vec
         vec![Piece::Entry(Entry::File { number, path: path.clone(), mode: 0o640, len: content.len() as u64 })];
     for (n, chunk) in content.chunks(CHUNK).enumerate() {
         chunk.chunks(BLOCK).for_each(|b| hasher.add(&block(b), b.len()));
-        pieces.push(Piece::Chunk(pack(number, (n * CHUNK) as u64, chunk, Encoding::Zstd(1)).bytes));
+        let place = Place { file: number, offset: (n * CHUNK) as u64 };
+        pieces.push(Piece::Chunk(pack_whole(place, chunk, Encoding::Zstd(1))));
     }
     let proof = hasher.finish();
     image.file(&path, content.len() as u64, &proof);
@@ -306,7 +307,8 @@ fn a_stream_larger_than_every_window_arrives_whole() {
                 connection.send_piece(piece).await.unwrap();
             }
         };
-        let receive = connection.call(DestinationRequest::Receive(ReceiveOptions { from_disk: true }));
+        let receive =
+            connection.call(DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: true }));
         let (reply, ()) = tokio::join!(receive, send);
         match reply.unwrap() {
             Reply::Image { totals: t, image: i } => assert_eq!((t, i), (totals, proof)),
@@ -340,8 +342,10 @@ fn a_wrong_proof_fails_the_image() {
         }
         let (totals, proof) = image.finish();
         connection.send_piece(Piece::Entry(Entry::End { totals, image: proof })).await.unwrap();
-        let problem =
-            connection.call(DestinationRequest::Receive(ReceiveOptions { from_disk: false })).await.unwrap_err();
+        let problem = connection
+            .call(DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: false }))
+            .await
+            .unwrap_err();
         assert!(problem.to_string().contains("is not on this disk what the source sent"), "{problem}");
         connection.close().await;
     });
@@ -357,12 +361,16 @@ fn an_image_that_brings_more_than_data_is_refused() {
             for piece in file(1, name, b"[mysqld]", &mut image) {
                 let _ = connection.send_piece(piece).await;
             }
-            let problem =
-                connection.call(DestinationRequest::Receive(ReceiveOptions { from_disk: false })).await.unwrap_err();
+            let problem = connection
+                .call(DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: false }))
+                .await
+                .unwrap_err();
             assert!(problem.to_string().contains("is not taken in"), "{name}: {problem}");
             assert!(!folder.join(".data.refreshd/stage").join(name).exists());
-            let again =
-                connection.call(DestinationRequest::Receive(ReceiveOptions { from_disk: false })).await.unwrap_err();
+            let again = connection
+                .call(DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: false }))
+                .await
+                .unwrap_err();
             assert!(again.to_string().contains("out of order"), "{again}");
             connection.close().await;
         }

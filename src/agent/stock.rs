@@ -1,0 +1,104 @@
+//! What lies in a stage, file by file, with the block hashes as they were read from it: what its agent answers by when it is asked for
+//! blocks that are lacking, and what the proof is made from.
+//!
+//! Removes nothing outside of the stage.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::index::{Index, Span};
+use crate::delta::BLOCK;
+use crate::delta::hash::{FileHasher, Hash};
+use crate::delta::pack;
+use crate::delta::path::RelPath;
+use crate::problem::{Explain, Outcome};
+
+/// An entry of the stage.
+#[derive(Debug, Clone, Copy)]
+pub enum Known {
+    /// A folder.
+    Dir,
+    /// A file.
+    File {
+        /// Its length.
+        len: u64,
+        /// Its block hashes.
+        span: Span,
+        /// The proof over them, once a pass has asked for it.
+        proof: Option<Hash>,
+    },
+}
+
+impl Known {
+    /// Length of a file.
+    pub fn len(&self) -> u64 {
+        match self {
+            Known::Dir => 0,
+            Known::File { len, .. } => *len,
+        }
+    }
+}
+
+/// A stage and what is known of it.
+pub struct Stock {
+    /// The staged datadir.
+    pub stage: PathBuf,
+    /// Block hashes of all files.
+    pub index: Index,
+    /// All entries.
+    pub known: BTreeMap<RelPath, Known>,
+}
+
+impl Stock {
+    /// Of an empty stage; the index lies in `folder`.
+    pub fn new(stage: &Path, folder: &Path) -> Outcome<Self> {
+        Ok(Self { stage: stage.to_owned(), index: Index::new(folder)?, known: BTreeMap::new() })
+    }
+
+    /// The proof of a file, from its block hashes; None if not all of them are known.
+    pub fn proof(index: &Index, span: Span, len: u64) -> Outcome<Option<Hash>> {
+        let mut hasher = FileHasher::default();
+        let all = index.each(span, len, |hash, len| hasher.add(hash, len))?;
+        Ok(all.then(|| hasher.finish()))
+    }
+
+    /// Removes what no longer belongs to the stage; deepest entries first.
+    pub fn keep_only(&mut self, wanted: impl Fn(&RelPath) -> bool) -> Outcome<()> {
+        let gone: Vec<RelPath> = self.known.keys().filter(|path| !wanted(path)).cloned().collect();
+        for path in gone.iter().rev() {
+            self.remove(path)?;
+        }
+        Ok(())
+    }
+
+    /// Removes one entry, which must be empty if it is a folder.
+    pub fn remove(&mut self, path: &RelPath) -> Outcome<()> {
+        let full = path.under(&self.stage);
+        match self.known.remove(path) {
+            Some(Known::Dir) => std::fs::remove_dir(&full),
+            Some(Known::File { .. }) => std::fs::remove_file(&full),
+            None => Ok(()),
+        }
+        .explain(|| format!("cannot remove {}", full.display()))
+    }
+}
+
+/// Reads a file of a stage and hashes it, chunk by chunk: `take` gets the number of the first block and the hashes.
+pub fn read_back(
+    file: &File,
+    full: &Path,
+    len: u64,
+    buffer: &mut [u8],
+    mut take: impl FnMut(u64, &[Hash]) -> Outcome<()>,
+) -> Outcome<()> {
+    let mut at = 0;
+    while at < len {
+        let want = (len - at).min(buffer.len() as u64) as usize;
+        file.read_exact_at(&mut buffer[..want], at).explain(|| format!("cannot read back {}", full.display()))?;
+        take(at / BLOCK as u64, &pack::hashes(&buffer[..want]))?;
+        at += want as u64;
+    }
+    Ok(())
+}
