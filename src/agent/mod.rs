@@ -38,3 +38,5 @@ mod upgrade;
 
 #[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod passes;

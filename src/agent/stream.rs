@@ -40,6 +40,7 @@ const RACY_NS: i128 = 2_000_000_000;
 pub struct Sent {
     index: Index,
     files: HashMap<RelPath, Before>,
+    racy_ns: i128,
 }
 
 /// A file as it was sent.
@@ -55,7 +56,13 @@ struct Before {
 impl Sent {
     /// Nothing yet; the hashes lie in `folder`.
     pub fn new(folder: &Path) -> Outcome<Self> {
-        Ok(Self { index: Index::new(folder)?, files: HashMap::new() })
+        Ok(Self { index: Index::new(folder)?, files: HashMap::new(), racy_ns: RACY_NS })
+    }
+
+    /// For tests that cannot wait so long: another span in which a file may have changed unseen.
+    #[cfg(test)]
+    pub fn racy_for(folder: &Path, span: std::time::Duration) -> Outcome<Self> {
+        Ok(Self { racy_ns: span.as_nanos() as i128, ..Self::new(folder)? })
     }
 }
 
@@ -240,7 +247,7 @@ impl<'a> Reader<'a> {
     /// Whether a file is what was sent of it, by all that its metadata says.
     fn is_still(&self, item: &Item, before: &Before) -> bool {
         let untouched = item.untouched_since(&before.item)
-            && item.touched_ns() < before.read_ns - RACY_NS
+            && item.touched_ns() < before.read_ns - self.sent.racy_ns
             // a clock that was set back tells nothing
             && item.touched_ns() < now_ns();
         // what is written through mappings may change without a new time (MyISAM and Aria can), and is small
