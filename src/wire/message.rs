@@ -286,6 +286,25 @@ pub struct VerifyOptions {
     pub no_replication: bool,
 }
 
+/// How the source's datadir is frozen, so that the server need not wait for the copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FreezeWish {
+    /// In the best way that the source's filesystem allows.
+    #[default]
+    Auto,
+    /// Not at all: the server stays down until all is read.
+    None,
+    /// By clones of files that share their blocks (XFS, btrfs).
+    Reflink,
+    /// By a btrfs snapshot.
+    Btrfs,
+    /// By an LVM snapshot, thin or classic.
+    Lvm,
+    /// By a ZFS snapshot.
+    Zfs,
+}
+
 /// When the previous generation goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Keep {
