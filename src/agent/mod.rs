@@ -4,6 +4,7 @@
 //! other modules are the work itself. Nothing here knows the order of a run's steps.
 
 pub mod discover;
+pub mod freeze;
 pub mod gate;
 pub mod guard;
 pub mod lane;

@@ -137,6 +137,10 @@ impl Work {
     pub fn swap(&self) -> PathBuf {
         self.folder.join("swap.json")
     }
+    /// What is frozen of a source's datadir.
+    pub fn frozen(&self) -> PathBuf {
+        self.folder.join("frozen")
+    }
     /// Sockets, logs and the init file of the isolated start.
     pub fn isolated(&self) -> PathBuf {
         self.folder.join("isolated")
