@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::{facts, guard, stage, swap};
+use super::{facts, freeze, guard, stage, swap};
 use crate::authority::{Policy, RoleWord};
 use crate::instance::Instance;
 use crate::lock::{self, Taken};
@@ -74,6 +74,8 @@ fn one(instance: &Instance, roles: &[RoleWord], repaired: &mut Repaired) {
     }
     if roles.contains(&RoleWord::Source) {
         take(guard::repair(instance, &identity.key));
+        let swept = freeze::sweep(&freeze::Place::new(instance, &identity.key));
+        take(swept.map(|any| any.then(|| "what an interrupted run had frozen of the datadir was removed".to_owned())));
     }
 }
 
