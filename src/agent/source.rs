@@ -13,7 +13,7 @@ use super::engage::Engaged;
 use super::serve::Serve;
 use super::session::{Inbox, Session};
 use super::sql::Sql;
-use super::{drain, facts, guard, runtime, server, stream, tree};
+use super::{drain, facts, freeze, guard, runtime, server, stream, tree};
 use crate::durable;
 use crate::lock::{self, Lock, Taken};
 use crate::mysql::files::Names;
@@ -42,6 +42,11 @@ pub struct Source {
     renewer: Option<tokio::task::JoinHandle<()>>,
     /// What hot passes have sent.
     sent: Option<stream::Sent>,
+    /// How this agent would freeze the datadir.
+    way: Option<freeze::Way>,
+    frozen: Option<freeze::Frozen>,
+    /// Something may be frozen, or on its way to be.
+    to_thaw: bool,
 }
 
 impl Serve for Source {
@@ -63,6 +68,9 @@ impl Serve for Source {
             stopped: false,
             renewer: None,
             sent: None,
+            way: None,
+            frozen: None,
+            to_thaw: false,
         };
         Ok((source, reply))
     }
@@ -75,7 +83,10 @@ impl Serve for Source {
     }
 
     async fn serve(&mut self, request: SourceRequest, inbox: &mut Inbox<SourceRequest>) -> Outcome<Reply> {
-        let looks = matches!(request, SourceRequest::Open(_) | SourceRequest::Facts(_) | SourceRequest::Lock(_));
+        let looks = matches!(
+            request,
+            SourceRequest::Open(_) | SourceRequest::Facts(_) | SourceRequest::Lock(_) | SourceRequest::CanFreeze(_)
+        );
         let brings_back =
             matches!(request, SourceRequest::StartServer(_) | SourceRequest::Undrain(_) | SourceRequest::DisarmGuard);
         if !looks && self.lock.is_none() && !(self.without_lock && brings_back) {
@@ -96,7 +107,13 @@ impl Serve for Source {
                 }
                 self.drained = true;
                 let mut sql = self.sql().await?;
-                drain::drain(&mut sql, &options, &self.session).await.map(Reply::Drained)
+                let drained = drain::drain(&mut sql, &options, &self.session).await?;
+                if self.way.is_some() {
+                    // what is written out now need not be when the server is down
+                    let datadir = self.open.instance.datadir.clone();
+                    blocking(move || freeze::prepare(&datadir)).await?;
+                }
+                Ok(Reply::Drained(drained))
             }
             SourceRequest::Undrain(runtime) => {
                 let runtime = self.to_restore(&runtime).await?;
@@ -115,9 +132,14 @@ impl Serve for Source {
             SourceRequest::CatchUp { runtime, limit_s } => {
                 self.catch_up(&runtime, Duration::from_secs(limit_s)).await.map(Reply::CaughtUp)
             }
-            SourceRequest::CanFreeze(_) => Ok(Reply::Freezable(Err("nothing can be frozen".into()))),
-            SourceRequest::Freeze => Err(Problem::failed("nothing can be frozen")),
-            SourceRequest::Thaw => Ok(Reply::Done),
+            SourceRequest::CanFreeze(wish) => {
+                let datadir = self.open.instance.datadir.clone();
+                let way = blocking(move || freeze::choose(&datadir, wish)).await?;
+                self.way = way.as_ref().ok().cloned();
+                Ok(Reply::Freezable(way.map(|way| way.to_string())))
+            }
+            SourceRequest::Freeze => self.freeze().await,
+            SourceRequest::Thaw => self.thaw().await.map(|()| Reply::Done),
         }
     }
 
@@ -132,6 +154,9 @@ impl Serve for Source {
         }
         if self.guarded {
             let _ = self.disarm().await;
+        }
+        if self.to_thaw {
+            let _ = self.thaw().await;
         }
     }
 }
@@ -271,21 +296,60 @@ impl Source {
         Ok(Reply::Done)
     }
 
+    /// Freezes the files of the stopped server, so that it can be started before they are read.
+    async fn freeze(&mut self) -> Outcome<Reply> {
+        let way = self.way.clone().filter(|_| self.stopped && self.frozen.is_none());
+        let way = way.ok_or_else(|| Problem::failed("nothing is frozen but what a stopped server has left, once"))?;
+        let place = freeze::Place::new(&self.open.instance, &self.identity.key);
+        let (names, flavour, run) = (self.names(&Extra::default()), self.flavour()?, self.run()?.to_owned());
+        self.to_thaw = true;
+        let frozen = blocking(move || {
+            let before = tree::walk(&place.datadir, flavour, &names)?;
+            let frozen = freeze::take(&way, &place, &run, &before.items)?;
+            still(&place.datadir, &before, &tree::walk(&place.datadir, flavour, &names)?)?;
+            Ok(frozen)
+        })
+        .await?;
+        self.guard_stands("while the files were frozen")?;
+        self.frozen = Some(frozen);
+        Ok(Reply::Done)
+    }
+
+    async fn thaw(&mut self) -> Outcome<()> {
+        self.frozen = None;
+        let place = freeze::Place::new(&self.open.instance, &self.identity.key);
+        blocking(move || freeze::sweep(&place)).await?;
+        self.to_thaw = false;
+        Ok(())
+    }
+
+    /// What the names in the datadir mean.
+    fn names(&self, extra: &Extra) -> Names {
+        Names::from_variables(&self.open.instance.datadir, &self.variables, &extra.copy, &extra.drop)
+    }
+
+    fn guard_stands(&self, when: &str) -> Outcome<()> {
+        guard::stands(&self.open.instance, &self.identity.key, self.run()?)
+            .map_err(|p| p.during(format!("the guard did not stand {when}; the image is thrown away")))
+    }
+
     async fn stream(&mut self, options: StreamOptions, inbox: &mut Inbox<SourceRequest>) -> Outcome<Reply> {
-        let cold = options.pass == Pass::Cold;
-        if cold != self.stopped {
-            return Err(Problem::failed(if cold {
-                "the image is read from a stopped server only"
+        let (cold, frozen) = (options.pass == Pass::Cold, self.frozen.take());
+        // what is read where the server writes is an image only while it is down
+        let down = cold && frozen.is_none();
+        if down != self.stopped {
+            return Err(Problem::failed(if down {
+                "the image is read from a stopped server, or from what was frozen of it"
             } else {
-                "a server that is down has no time for a hot pass"
+                "a server that is down has no time for this"
             }));
         }
-        let (datadir, flavour, session) = (self.open.instance.datadir.clone(), self.flavour()?, self.session.clone());
-        let names = Names::from_variables(&datadir, &self.variables, &options.extra.copy, &options.extra.drop);
+        let (session, flavour, names) = (self.session.clone(), self.flavour()?, self.names(&options.extra));
+        let datadir = frozen.as_ref().map_or(&*self.open.instance.datadir, freeze::Frozen::datadir).to_owned();
         let (_, closed) = tokio::sync::mpsc::unbounded_channel();
         let mut lacks = std::mem::replace(&mut inbox.lacks, closed);
         let (sent, folder) = (self.sent.take(), self.open.instance.state_dir.clone());
-        let (result, sent, lacks) = blocking(move || {
+        let (result, sent, lacks, frozen) = blocking(move || {
             let mut sent = match sent {
                 Some(sent) => sent,
                 None => {
@@ -297,28 +361,24 @@ impl Source {
             if let Some(refusal) = before.facts.refusals.first().filter(|_| cold) {
                 return Err(Problem::failed("the datadir holds what may not be copied").cause(refusal.clone()));
             }
+            let watch = || frozen.as_ref().map_or(Ok(()), freeze::Frozen::check);
             let reading = stream::Reading {
                 datadir: &datadir,
                 tree: &before,
                 options: &options,
                 lacks: &mut lacks,
-                watch: &|| Ok(()),
+                watch: &watch,
             };
             let result = stream::send(reading, &mut sent, &session)?;
-            if cold {
-                stream::unchanged(&before, &tree::walk(&datadir, flavour, &names)?)?;
-                if server::find(&datadir)?.is_some() {
-                    return Err(Problem::failed("a server was started on the source's datadir while it was read"));
-                }
+            if down {
+                still(&datadir, &before, &tree::walk(&datadir, flavour, &names)?)?;
             }
-            Ok((result, sent, lacks))
+            Ok((result, sent, lacks, frozen))
         })
         .await?;
-        self.sent = Some(sent);
-        inbox.lacks = lacks;
-        if cold {
-            guard::stands(&self.open.instance, &self.identity.key, self.run()?)
-                .map_err(|p| p.during("the guard did not stand through the copy; the image is thrown away"))?;
+        (self.sent, self.frozen, inbox.lacks) = (Some(sent), frozen, lacks);
+        if down {
+            self.guard_stands("through the copy")?;
         }
         let (passed, image) = result;
         Ok(Reply::Streamed { passed, image })
@@ -467,6 +527,15 @@ pub async fn take_lock(
                 return Ok(Reply::Locked(Some(theirs.unwrap_or_else(unknown))));
             }
         }
+    }
+}
+
+/// Whether a datadir is as it was, and no server was started on it meanwhile.
+fn still(datadir: &Path, before: &tree::Tree, after: &tree::Tree) -> Outcome<()> {
+    stream::unchanged(before, after)?;
+    match server::find(datadir)? {
+        Some(_) => Err(Problem::failed("a server was started on the source's datadir while it was read")),
+        None => Ok(()),
     }
 }
 

@@ -195,23 +195,6 @@ pub enum SourceRequest {
     Thaw,
 }
 
-/// How the operator wants the files of the stopped server to be frozen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FreezeWish {
-    /// In the best way that the filesystem has; not at all where it has none.
-    Auto,
-    /// Not at all.
-    None,
-    /// By clones of the files.
-    Reflink,
-    /// By a snapshot of the btrfs subvolume.
-    Btrfs,
-    /// By a snapshot of the logical volume.
-    Lvm,
-    /// By a snapshot of the ZFS dataset.
-    Zfs,
-}
-
 /// How the copy is made the destination's own on its isolated first start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InstallOptions {
@@ -293,7 +276,7 @@ pub enum FreezeWish {
     /// In the best way that the source's filesystem allows.
     #[default]
     Auto,
-    /// Not at all: the server stays down until all is read.
+    /// Not at all.
     None,
     /// By clones of files that share their blocks (XFS, btrfs).
     Reflink,
