@@ -388,6 +388,8 @@ impl Trial<'_> {
             |program: &str, words: &[&str]| assert!(Command::new(program).args(words).status().unwrap().success());
         did("ip", &["-n", &outside, "link", "set", &format!("v{}", link.trim()), "down"]);
         did("kill", &["-KILL", leader.trim()]);
+        // the kernel ends everyone else inside first: nobody is left who could be told that the disk is gone
+        eventually("nothing runs there", Duration::from_secs(20), || ended(leader.trim()));
         did("xfs_io", &["-x", "-c", "shutdown", self.volume(host).to_str().unwrap()]);
         // by now it may be gone already
         let _ = Ran::of(self.fleet.command(&["crash", host.name]), "crash");
@@ -405,6 +407,12 @@ impl Trial<'_> {
         eventually("the repair at boot is over", Duration::from_secs(60), || repair() != "activating");
         assert_eq!(repair(), "inactive", "{}", host.sh("journalctl -b -u mysql-refreshd-repair --no-pager | tail -20"));
     }
+}
+
+/// Whether a process has ended, even if nobody has asked for its end yet.
+fn ended(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
 }
 
 /// The run that the controller's locks name, and its step: what whoever waits for one of them is told. Read as a file from
