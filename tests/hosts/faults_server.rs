@@ -48,23 +48,34 @@ fn servers_and_agents_that_are_wilful() {
     trial.finish();
 }
 
+const AGENTS: &str = "'[m]ysql-refreshd agent'";
+
+fn put_agents_to_sleep(host: Host<'_>) {
+    host.sh(&format!("pkill -STOP -f {AGENTS}"));
+}
+
+/// Wakes all of them, again and again: sudo goes to sleep by itself, for ever, if it wakes up before its agent and finds that asleep.
+fn wake_agents(host: Host<'_>) {
+    host.sh(&format!("pkill -CONT -f {AGENTS}; for _ in 1 2 3 4; do sleep 0.3; pkill -CONT -f {AGENTS} || true; done"));
+}
+
 /// Agents that sleep longer than the lease of the guard.
 fn agents(trial: &mut Trial<'_>) {
     trial.case("the source's agent sleeps through its lease").run(|live| {
         let src = live.trial().src;
         live.until("copy");
-        src.sh("pkill -STOP -f '[m]ysql-refreshd agent'");
+        put_agents_to_sleep(src);
         live.until_the_source_is_back();
         // it wakes up when the guard has fired, and must not do what it was about to do
         std::thread::sleep(Duration::from_secs(2));
-        src.sh("pkill -CONT -f '[m]ysql-refreshd agent'");
+        wake_agents(src);
     });
     trial.case("the destination's agent sleeps in the swap").codes(&[1, 5]).run(|live| {
         let d1 = live.trial().dst(0);
         live.until("swap");
-        d1.sh("pkill -STOP -f '[m]ysql-refreshd agent'");
+        put_agents_to_sleep(d1);
         std::thread::sleep(Duration::from_secs(8));
-        d1.sh("pkill -CONT -f '[m]ysql-refreshd agent'");
+        wake_agents(d1);
     });
 }
 
