@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -192,8 +193,8 @@ impl Server {
     pub fn processes(&self) -> Vec<Incarnation> {
         let cnf = format!("--defaults-file={}", self.cnf().display());
         let data = format!("--datadir={}", self.datadir().display());
-        processes()
-            .filter(|p| p.program.starts_with("mariadbd") && p.args.iter().any(|a| *a == cnf || *a == data))
+        processes_of(|program| program.starts_with("mariadbd"))
+            .filter(|p| p.args.iter().any(|a| *a == cnf || *a == data))
             .filter_map(|p| Incarnation::of(p.pid))
             .collect()
     }
@@ -244,9 +245,9 @@ impl Server {
         }
     }
 
-    /// True if the server answers a query now.
+    /// True if the server answers a query now. Where nobody listens, no client need be started to learn that.
     pub fn answers(&self) -> bool {
-        self.try_sql("SELECT 1").is_ok()
+        UnixStream::connect(self.socket()).is_ok() && self.try_sql("SELECT 1").is_ok()
     }
 
     /// Waits until the server answers; panics with its log.
@@ -369,13 +370,21 @@ pub struct Process {
 
 /// All processes of the machine that can be read.
 pub fn processes() -> impl Iterator<Item = Process> {
-    fs::read_dir("/proc").unwrap().filter_map(|entry| {
+    processes_of(|_| true)
+}
+
+/// Those of them whose program's name is as wanted: only of these the rest is read.
+pub fn processes_of(wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = Process> {
+    fs::read_dir("/proc").unwrap().filter_map(move |entry| {
         let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let program = exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !wanted(&program) {
+            return None;
+        }
         let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
         let cmdline = read("cmdline");
         let args = cmdline.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).collect();
-        let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let program = exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut raw = cmdline;
         raw.extend(read("environ"));
         Some(Process { pid, program, args, raw })
@@ -973,7 +982,7 @@ impl World {
     pub fn program_processes(&self) -> Vec<Process> {
         let root = self.root().as_os_str().as_encoded_bytes();
         let ours = |name: &str| name.starts_with("mysql-refreshd") || name.starts_with("agent-");
-        processes().filter(|p| ours(&p.program) && holds(&p.raw, root)).collect()
+        processes_of(ours).filter(|p| holds(&p.raw, root)).collect()
     }
 
     /// Waits until no process of the program is left, and fails if one stays.
