@@ -15,8 +15,8 @@ root, Debian and its package archives; elsewhere they are named as skipped, with
 
   --fast       only the quick tests: none over SSH, none on real hosts
   --hosts      only the tests on real hosts
-  --matrix     only those, and the longest of them, too, which are named as skipped otherwise: power cuts in every step, servers that do not
-               stop or start as told, and the faults with MySQL (an hour)
+  --matrix     only those, and all that is long and named as skipped otherwise: power cuts in every step, servers that do not
+               stop or start as told, the faults with MySQL, and the loss of everyone at each of the controller's points (an hour)
   ARGUMENTS    for the test runner: a part of a test's name, or any of its options
   --help       this text
 
@@ -72,11 +72,24 @@ skip() {
 # Fail points are a test hook: only with them can a run be stopped or killed at every step.
 features=(--features failpoints)
 
+# What only --matrix runs: modules on real hosts, and tests of the points. The same stands in .config/nextest.toml.
+LONG='faults_power|faults_server|faults_mysql'
+LONG_POINTS='points::others_'
+
 run_tests() {
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run "${features[@]}" "$@"
     else
-        cargo test "${features[@]}" --all-targets "$@" -- --test-threads=4
+        cargo test "${features[@]}" --all-targets "$@" -- --test-threads=4 --skip $LONG_POINTS
+    fi
+}
+
+# Everyone else's death and lost connection at each of the controller's points; of the ARGUMENTS, what chooses tests chooses among them.
+other_points() {
+    if cargo nextest --version >/dev/null 2>&1; then
+        cargo nextest run "${features[@]}" --ignore-default-filter --no-tests=pass $LONG_POINTS "$@"
+    else
+        cargo test "${features[@]}" --test it $LONG_POINTS -- --test-threads=4
     fi
 }
 
@@ -96,9 +109,6 @@ over_ssh() {
 }
 
 # --- the bench of real hosts: waits for machines more than it computes, so it runs beside everything else -----------------
-
-# Modules whose tests are run by --matrix only.
-LONG='faults_power|faults_server|faults_mysql'
 
 hosts_cannot='' hosts_job='' hosts_output=target/hosts.log
 trap '[ -z "$hosts_job" ] || kill -TERM -- "-$hosts_job" 2>/dev/null || true' EXIT
@@ -126,14 +136,15 @@ prepare_hosts() {
 hosts_tests() {
     tests/hosts/hosts build && tests/hosts/hosts sweep || return 1
     export MR_PROGRAM="$PWD/target/hosts/mysql-refreshd"
-    local long=() skip=() module
-    if [ $matrix = no ]; then
-        long=(-E "not test(/^($LONG)::/)")
+    local all=() skip=() module
+    if [ $matrix = yes ]; then
+        all=(--ignore-default-filter)
+    else
         for module in ${LONG//|/ }; do skip+=(--skip "$module::"); done
     fi
     if [ -e target/hosts/binaries.json ]; then
         cargo nextest run --binaries-metadata target/hosts/binaries.json --cargo-metadata target/hosts/metadata.json \
-            "${long[@]}" "$@"
+            "${all[@]}" "$@"
     else
         cargo test --test hosts "$@" -- --test-threads=2 "${skip[@]}"
     fi
@@ -183,6 +194,9 @@ check_hosts() {
 [ $fast = yes ] || prepare_hosts
 if [ $only_hosts = yes ]; then
     check_hosts "$@"
+    if [ $matrix = yes ]; then
+        check "the loss of everyone at the controller's points" other_points "$@"
+    fi
     printf 'checks: %s passed, %s failed, %s skipped\n' ${#passed[@]} ${#failed[@]} ${#skipped[@]}
     [ ${#failed[@]} -eq 0 ]
     exit
@@ -214,6 +228,8 @@ if [ $fast = no ]; then
         skip "advisories" "their database was never fetched (cargo deny fetch)"
     fi
 fi
+
+skip "${LONG_POINTS}…: the loss of everyone at the controller's points" "long, see utils/test.sh --matrix"
 
 lines() { find "$@" -type f -exec cat {} + | wc -l; }
 printf '\nlines: src %s, tests %s, scripts %s\n' \

@@ -4,7 +4,8 @@
 //! run succeeds.
 //!
 //! The points are asked from the program itself, so that none can be forgotten; they are dealt out to a fixed number of
-//! tests, each with a world of its own.
+//! tests, each with a world of its own. At the controller's points, where anybody can be lost, one death and one lost connection of
+//! others is tried at each, in turn; all of them are the matter of `others_…`, which only `utils/test.sh --matrix` runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,6 +86,19 @@ enum Fault {
     Lost(Victim),
 }
 
+impl Fault {
+    /// Whether it takes a connection away, rather than a process.
+    fn cuts(self) -> bool {
+        matches!(self, Fault::Cut | Fault::Lost(_))
+    }
+
+    /// Whether another one at the controller's point has met with what this one brings.
+    fn has_had_its_turn(self, point: &str, turns: &BTreeSet<bool>) -> bool {
+        let of_another = matches!(self, Fault::Killed(_) | Fault::Lost(_));
+        of_another && Victim::at(point) == Victim::Controller && turns.contains(&self.cuts())
+    }
+}
+
 /// Requests by which something is put back: if they fail again and again, a run cannot put everything back.
 const WAY_BACK: [&str; 5] = ["start-server", "disarm-guard", "undrain", "undo-swap", "discard-stage"];
 
@@ -92,8 +106,17 @@ fn leads_back(point: &str) -> bool {
     WAY_BACK.iter().any(|request| point.split(':').nth(1) == Some(request))
 }
 
-/// Everything that can happen at a point. The first of them tells which way leads there, and who is there.
-fn faults(point: &str) -> Vec<Fault> {
+/// How much of the cross.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cross {
+    /// Every fault of whoever is at the point; of the others at the controller's points one is killed and one is cut off.
+    InTurn,
+    /// Every other one at the controller's points, killed and cut off.
+    Others,
+}
+
+/// Everything that can happen at the `nth` point. The first of them tells which way leads there, and who is there.
+fn faults(point: &str, nth: usize, cross: Cross) -> Vec<Fault> {
     use Fault::{Cut, Error, Kill, KillAlways, Killed, Lost};
     use Victim::{Controller, Destination, Guard, Source};
     if point == MOVES {
@@ -102,7 +125,15 @@ fn faults(point: &str) -> Vec<Fault> {
     }
     let mut faults = match Victim::at(point) {
         Controller => {
-            vec![Killed(Source), Killed(Destination), Killed(Guard), Lost(Source), Lost(Destination), Error, Kill]
+            let mut killed = vec![Killed(Source), Killed(Destination), Killed(Guard)];
+            let mut lost = vec![Lost(Destination), Lost(Source)];
+            killed.rotate_left(nth % 3);
+            lost.rotate_left(nth % 2);
+            killed.extend(lost);
+            if cross == Cross::InTurn {
+                killed.extend([Error, Kill]);
+            }
+            killed
         }
         Source | Destination => vec![Killed(Controller), Cut, Error, Kill],
         Guard => vec![Killed(Controller), Killed(Source), Lost(Source), Error, Kill],
@@ -132,6 +163,21 @@ enum Way {
 
 impl Way {
     const ALL: [Way; 6] = [Way::Run, Way::FailsLate, Way::FailsEarly, Way::Rollback, Way::LosesAgent, Way::LosesSource];
+
+    /// All of them, that which is likely to lead there first: it saves the runs that miss the point.
+    fn likely(point: &str) -> Vec<Way> {
+        let first = match point.split(':').nth(1).unwrap() {
+            "undrain" => Way::FailsEarly,
+            "undo-swap" | "discard-stage" => Way::FailsLate,
+            "rollback" => Way::Rollback,
+            "resume" => Way::LosesAgent,
+            "fire" => Way::LosesSource,
+            _ => Way::Run,
+        };
+        let mut ways = vec![first];
+        ways.extend(Way::ALL.into_iter().filter(|way| *way != first));
+        ways
+    }
 
     fn call(self, world: &World) -> Call<'_> {
         match self {
@@ -175,7 +221,7 @@ enum Struck {
 impl Place<'_> {
     /// One fault, then everything that must hold.
     fn suffer(&mut self, fault: Fault) -> String {
-        let ways: Vec<Way> = self.way.map_or(Way::ALL.to_vec(), |way| vec![way]);
+        let ways = self.way.map_or_else(|| Way::likely(self.point), |way| vec![way]);
         let mut tried = String::new();
         let begun = Instant::now();
         for way in ways {
@@ -328,24 +374,33 @@ fn patient_world() -> World {
 const NEXT_RUN: usize = 3;
 
 /// Takes every `of`-th point, beginning with the `nth`; a fresh world after a failure; all failures in one message.
-fn survive_share(points: &[String], nth: usize, of: usize, fault_world: impl Fn() -> World) {
-    let share: Vec<_> = points.iter().skip(nth).step_by(of).collect();
+fn survive_share(points: &[String], nth: usize, of: usize, cross: Cross, fault_world: impl Fn() -> World) {
+    let share: Vec<_> = points.iter().enumerate().skip(nth).step_by(of).collect();
     assert!(!share.is_empty(), "a share of nothing");
     let mut failures = BTreeMap::new();
     let mut world = fault_world();
     let mut stamp = 0;
-    for (n, point) in share.iter().enumerate() {
+    for (n, (at, point)) in share.iter().enumerate() {
         let (mut way, mut there) = (None, BTreeSet::from(Victim::ALL));
-        for fault in faults(point) {
+        let mut turns = BTreeSet::new();
+        for fault in faults(point, *at, cross) {
             // who is not there cannot be lost; the first fault has looked
             if let Fault::Killed(victim) | Fault::Lost(victim) = fault
                 && !there.contains(&victim)
             {
                 continue;
             }
+            if cross == Cross::InTurn && fault.has_had_its_turn(point, &turns) {
+                continue;
+            }
             let mut place = Place { world: &world, point, stamp: &mut stamp, way, there: there.clone() };
             let result = catch_unwind(AssertUnwindSafe(|| place.suffer(fault)));
             (way, there) = (place.way, place.there);
+            if let Fault::Killed(victim) | Fault::Lost(victim) = fault
+                && there.contains(&victim)
+            {
+                turns.insert(fault.cuts());
+            }
             match result {
                 Ok(text) => eprintln!("{fault:?} at {text}"),
                 Err(panic) => {
@@ -382,29 +437,31 @@ fn fail(failures: &mut BTreeMap<String, String>, world: &World, what: String, pa
 }
 
 macro_rules! shares {
-    ($prefix:literal of $of:literal: $($name:ident = $nth:literal),* $(,)?) => {
+    ($cross:ident, $prefix:literal of $of:literal: $($name:ident = $nth:literal),* $(,)?) => {
         $(
             #[test]
             fn $name() {
                 let points: Vec<_> = points().into_iter().filter(|p| p.starts_with($prefix) && p != MOVES).collect();
-                survive_share(&points, $nth, $of, patient_world);
+                survive_share(&points, $nth, $of, Cross::$cross, patient_world);
             }
         )*
     };
 }
 
-shares!("controller:" of 5: at_the_controllers_a = 0, at_the_controllers_b = 1, at_the_controllers_c = 2,
+shares!(InTurn, "controller:" of 5: at_the_controllers_a = 0, at_the_controllers_b = 1, at_the_controllers_c = 2,
     at_the_controllers_d = 3, at_the_controllers_e = 4);
-shares!("source:" of 4: at_the_sources_a = 0, at_the_sources_b = 1, at_the_sources_c = 2, at_the_sources_d = 3);
-shares!("destination:" of 6: at_the_destinations_a = 0, at_the_destinations_b = 1, at_the_destinations_c = 2,
+shares!(InTurn, "source:" of 4: at_the_sources_a = 0, at_the_sources_b = 1, at_the_sources_c = 2, at_the_sources_d = 3);
+shares!(InTurn, "destination:" of 6: at_the_destinations_a = 0, at_the_destinations_b = 1, at_the_destinations_c = 2,
     at_the_destinations_d = 3, at_the_destinations_e = 4, at_the_destinations_f = 5);
+shares!(InTurn, "guard:" of 2: at_the_guards_a = 0, at_the_guards_b = 1);
 
-shares!("guard:" of 2: at_the_guards_a = 0, at_the_guards_b = 1);
+shares!(Others, "controller:" of 5: others_at_the_controllers_a = 0, others_at_the_controllers_b = 1,
+    others_at_the_controllers_c = 2, others_at_the_controllers_d = 3, others_at_the_controllers_e = 4);
 
 #[test]
 fn at_the_moves_of_a_mounted_datadir() {
     if crate::mounts::world_on_a_mount().is_some() {
-        survive_share(&[MOVES.to_owned()], 0, 1, || crate::mounts::world_on_a_mount().unwrap());
+        survive_share(&[MOVES.to_owned()], 0, 1, Cross::InTurn, || crate::mounts::world_on_a_mount().unwrap());
     }
 }
 

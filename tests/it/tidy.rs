@@ -314,6 +314,24 @@ fn an_ignored_test_names_an_issue() {
 }
 
 #[test]
+fn what_is_long_is_the_same_for_both_runners() {
+    let (nextest, script) = (
+        fs::read_to_string(root().join(".config/nextest.toml")).unwrap(),
+        fs::read_to_string(root().join("utils/test.sh")).unwrap(),
+    );
+    let value = |name: &str| {
+        let line = script.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix("='")).unwrap();
+        line.trim_end_matches('\'').to_owned()
+    };
+    let filter = format!(
+        "default-filter = \"not (test(/^{}/) or (binary(hosts) and test(/^({})::/)))\"",
+        value("LONG_POINTS"),
+        value("LONG")
+    );
+    assert!(nextest.lines().any(|line| line == filter), "{filter}");
+}
+
+#[test]
 fn the_top_level_is_as_agreed() {
     let allowed = [
         "Cargo.toml",
