@@ -5,24 +5,30 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: benches/flows.sh [--size MB] [--rounds N] [--only FLOW,…] [--in FOLDER]
+usage: benches/flows.sh [--size MB] [--rounds N] [--change WHICH] [--freeze WAY] [--writes] [--only FLOW,…] [--in FOLDER]
 
-Makes a source and destinations (utils/sandbox.sh), then in each round, before which the source gets its newest 2 % of rows,
-runs every flow once, and prints the medians. All on one machine: no network, no ssh.
+Makes a source and destinations (utils/sandbox.sh), then in each round, before which some of the source's rows change, runs every
+flow once, and prints the medians. All on one machine: no network, no ssh.
 
   --size MB       the source's data, about (default 1000)
   --rounds N      how often (default 3)
+  --change WHICH  what changes: the newest 2 % of rows are added (newest, the default), 2 % of rows anywhere (random), nothing
+  --freeze WAY    mysql-refreshd's `freeze` (default auto)
+  --writes        a client writes to the source all the time
   --only FLOW,…   these flows only: refreshd refreshd-again script tar-zstd rsync rsync-twice rsync-twice-again mariadb-backup
   --in FOLDER     where the servers are made (default /tmp; short, for the sockets)
   --help          this text
 END
 }
 
-size=1000 rounds=3 only='' where=/tmp
+size=1000 rounds=3 only='' where=/tmp change=newest freeze=auto writes=no
 while [ $# -gt 0 ]; do
     case $1 in
         --size) size=${2-} && shift ;;
         --rounds) rounds=${2-} && shift ;;
+        --change) change=${2-} && shift ;;
+        --freeze) freeze=${2-} && shift ;;
+        --writes) writes=yes ;;
         --only) only=${2-} && shift ;;
         --in) where=${2-} && shift ;;
         --help | -h) usage && exit ;;
@@ -30,7 +36,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if ! [[ $rounds =~ ^[1-9][0-9]?$ ]]; then usage >&2 && exit 2; fi
+if ! [[ $rounds =~ ^[1-9][0-9]?$ && $change =~ ^(newest|random|nothing)$ ]]; then usage >&2 && exit 2; fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=utils/sandbox.sh
 . "$root/utils/sandbox.sh"
@@ -62,7 +68,7 @@ minus() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f\n", a - b }'; }
 
 # --- the servers -----------------------------------------------------------------------------------------------------
 
-box='' observer='' running=''
+box='' observer='' writer='' running=''
 clean_up() {
     local code=$?
     trap '' INT TERM HUP
@@ -70,7 +76,7 @@ clean_up() {
         say "error: $running failed with exit code $code" >&2
         tail -n 20 "$box/events" "$box/backup.log" >&2 2>/dev/null || true
     fi
-    if [ -n "$observer" ]; then kill "$observer" 2>/dev/null || true; fi
+    for job in $observer $writer; do kill "$job" 2>/dev/null || true; done
     if [ -n "$box" ]; then sandbox_destroy "$box"; fi
     exit "$code"
 }
@@ -95,6 +101,21 @@ empty_destination() {
     stop "$1"
     rm -rf "$box/$1/data"
     mkdir "$box/$1/data"
+}
+
+change_source() {
+    case $change in
+        newest) grow_source ;;
+        random) scatter_source ;;
+    esac
+}
+
+scatter_source() {
+    sandbox_sql "$box" src shop <<END
+UPDATE documents SET body = REVERSE(body) WHERE CRC32(CONCAT(id, '-$round')) % 50 = 0;
+UPDATE orders SET remark = REVERSE(remark) WHERE CRC32(CONCAT(id, '-$round')) % 50 = 0;
+UPDATE items SET pieces = pieces + 1 WHERE CRC32(CONCAT(order_id, '-$round')) % 50 = 0;
+END
 }
 
 grow_source() {
@@ -134,9 +155,11 @@ $(host_config rnd keep-refreshd)
 [refreshes.first]
 source = "prod"
 destinations = ["rnd/dst"]
+freeze = "$freeze"
 [refreshes.again]
 source = "prod"
 destinations = ["rnd/keep-refreshd"]
+freeze = "$freeze"
 END
 }
 
@@ -221,6 +244,16 @@ observe() {
 }
 longest_silence() { awk 'NR > 1 && $1 - last > most { most = $1 - last } { last = $1 } END { printf "%.2f\n", most }' "$box/answers"; }
 
+# A client that writes all the time: new rows in a table of its own. What it writes is not part of what is compared.
+write_all_the_time() {
+    set +e
+    while :; do
+        sandbox_sql "$box" src >/dev/null 2>&1 <<<'INSERT INTO bench.writes (text)
+            SELECT REPEAT(MD5(RAND()), 20) FROM seq_1_to_200' || sleep 0.2
+        sleep 0.02
+    done
+}
+
 destination_of() {
     case $1 in
         refreshd-again) echo keep-refreshd ;;
@@ -267,7 +300,14 @@ own_figures() {
     local event
     event=$(grep '"run_finished"' "$box/events" | tail -n 1)
     field() { sed -n "s/.*\"$1\": *\\([0-9]*\\).*/\\1/p" <<<"$event"; }
-    awk -v d="$(field outage_ms)" -v t="$(field total_ms)" 'BEGIN { printf "%.2f and %.2f s", d / 1000, t / 1000 }'
+    step() { sed -n "s/.*{\"step\": *\"$1\", *\"ms\": *\([0-9]*\)}.*/\1/p" <<<"$event"; }
+    awk -v d="$(field outage_ms)" -v t="$(field total_ms)" -v stop="$(step stop)" -v freeze="$(step freeze)" \
+        -v copy="$(step copy)" -v start="$(step start)" -v read="$(field read_bytes)" -v cold="$(field cold_bytes)" \
+        -v lacking="$(field changed_bytes)" -v sent="$(field sent_bytes)" 'BEGIN {
+            printf "%.2f and %.2f s (stop %.2f, freeze %.2f, copy %.2f, start %.2f); MB read %d, down %d, lacking %d, sent %d",
+                d / 1000, t / 1000, stop / 1000, freeze / 1000, copy / 1000, start / 1000,
+                read / 1e6, cold / 1e6, lacking / 1e6, sent / 1e6
+        }'
 }
 
 # column FLOW N: median (least-most)
@@ -324,9 +364,14 @@ say "$("$program" --version), $("$SANDBOX_SERVER" --version | sed 's/.*Ver //'),
 case " $flows " in *" refreshd-again "*) flow_refreshd-again ;; esac
 case " $flows " in *" rsync-twice-again "*) flow_rsync-twice-again keep-rsync ;; esac
 
+if [ $writes = yes ]; then
+    sandbox_sql "$box" src <<<'CREATE DATABASE bench; CREATE TABLE bench.writes (id INT AUTO_INCREMENT PRIMARY KEY, text TEXT)'
+    write_all_the_time &
+    writer=$!
+fi
 for ((round = 1; round <= rounds; round++)); do
     say "round $round of $rounds"
-    grow_source
+    change_source
     for flow in $flows; do measure "$flow"; done
 done
 report

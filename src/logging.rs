@@ -163,6 +163,7 @@ fn log_summary(run: &str, s: &Summary) {
     let (refreshed, failed) = (refreshed.join(","), failed.join(","));
     let (ending, code) = (s.ending.name(), failure::of_summary(s));
     let outage_ms = s.outage_ms.unwrap_or(0);
+    let taken = s.taken.as_ref().map(ToString::to_string).unwrap_or_default();
     if code == failure::DONE {
         info!(
             run,
@@ -174,6 +175,10 @@ fn log_summary(run: &str, s: &Summary) {
             total_ms = s.total_ms,
             files = s.files,
             bytes = s.bytes,
+            taken,
+            read_bytes = s.read_bytes,
+            cold_bytes = s.cold_bytes,
+            changed_bytes = s.changed_bytes,
             sent_bytes = s.sent_bytes,
             refreshed,
             failed,
@@ -190,6 +195,10 @@ fn log_summary(run: &str, s: &Summary) {
             total_ms = s.total_ms,
             files = s.files,
             bytes = s.bytes,
+            taken,
+            read_bytes = s.read_bytes,
+            cold_bytes = s.cold_bytes,
+            changed_bytes = s.changed_bytes,
             sent_bytes = s.sent_bytes,
             refreshed,
             failed,

@@ -181,6 +181,36 @@ pub struct DestinationResult {
     pub notes: Vec<String>,
 }
 
+/// How an image is taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taken {
+    /// From files that were frozen in this way, with the source up again.
+    Frozen(String),
+    /// In so many passes while the source ran, and one over what had changed by its stop.
+    Passes(usize),
+    /// All of it while the source was down.
+    Whole,
+}
+
+impl Taken {
+    /// Whether another image was taken in a way whose figures say something about this one.
+    pub fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+impl fmt::Display for Taken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Taken::Frozen(way) => f.write_str(way),
+            Taken::Passes(1) => f.write_str("one pass while the source ran, then what had changed"),
+            Taken::Passes(n) => write!(f, "{n} passes while the source ran, then what had changed"),
+            Taken::Whole => f.write_str("all of it while the source was down"),
+        }
+    }
+}
+
 /// A finished run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -202,9 +232,9 @@ pub struct Summary {
     pub files: u64,
     /// Bytes in the image.
     pub bytes: u64,
-    /// How the image was taken, in words.
+    /// How the image was taken.
     #[serde(default)]
-    pub taken: Option<String>,
+    pub taken: Option<Taken>,
     /// Bytes read at the source, in all passes.
     #[serde(default)]
     pub read_bytes: u64,
@@ -225,6 +255,24 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Milliseconds that some steps took together.
+    pub fn took(&self, steps: &[Step]) -> u64 {
+        self.steps.iter().filter(|time| steps.contains(&time.step)).map(|time| time.ms).sum()
+    }
+
+    /// What the outage was made of, in words; None: it was not stopped.
+    pub fn outage_parts(&self) -> Option<String> {
+        self.outage_ms?;
+        let part = |name, steps: &[Step]| {
+            let ms = self.took(steps);
+            (ms > 0).then(|| format!("{name} {:.2} s", ms as f64 / 1000.0))
+        };
+        let frozen = matches!(self.taken, Some(Taken::Frozen(_)));
+        let copy = if frozen { None } else { part("copy", &[Step::Copy, Step::Prove]) };
+        let parts = [part("stop", &[Step::Stop]), part("freeze", &[Step::Freeze]), copy, part("start", &[Step::Start])];
+        Some(parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+    }
+
     /// Of something that took no image and touched nothing yet.
     pub fn of_nothing(id: &str, refresh: &str, ending: Ending) -> Self {
         Self {

@@ -133,6 +133,7 @@ pub fn points() -> Vec<String> {
     let mut all = both(Role::Source, SourceRequest::ALL);
     all.extend(both(Role::Destination, DestinationRequest::ALL));
     all.extend(super::source::INNER_POINTS.iter().map(|p| format!("{}:{p}", Role::Source)));
+    all.extend(super::freeze::POINTS.iter().map(|p| format!("{}:{p}", Role::Source)));
     all.extend(super::destination::INNER_POINTS.iter().map(|p| format!("{}:{p}", Role::Destination)));
     all.push(format!("{}:{}", Role::Destination, super::destination::MOVING_POINT));
     all

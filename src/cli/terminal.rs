@@ -181,7 +181,8 @@ pub fn summary(s: &crate::report::Summary) -> String {
     let seconds = |ms: u64| format!("{:.2} s", ms as f64 / 1000.0);
     let mut lines = vec![format!("{}: {} in {} (run {})", s.refresh, s.ending.name(), seconds(s.total_ms), s.id)];
     if let Some(outage) = s.outage_ms {
-        lines.push(format!("  source down   {}", seconds(outage)));
+        let parts = s.outage_parts().filter(|parts| !parts.is_empty()).map_or_else(String::new, |p| format!(" ({p})"));
+        lines.push(format!("  source down   {}{parts}", seconds(outage)));
     }
     if let Some(image) = &s.image {
         lines.push(format!(
@@ -191,6 +192,14 @@ pub fn summary(s: &crate::report::Summary) -> String {
             human_bytes(s.sent_bytes),
             &image[..16.min(image.len())]
         ));
+        if let Some(taken) = &s.taken {
+            lines.push(format!(
+                "  taken         {taken}; read {}, {} of it while the source was down; {} were lacking",
+                human_bytes(s.read_bytes),
+                human_bytes(s.cold_bytes),
+                human_bytes(s.changed_bytes)
+            ));
+        }
     }
     for d in &s.destinations {
         let unknown = s.not_put_back.iter().any(|problem| problem.to_string().contains(&d.host));

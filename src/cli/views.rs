@@ -186,12 +186,17 @@ pub fn plan(plan: &Plan) -> String {
     }
     let _ = write!(
         text,
-        "\nImage: {} files, {}.\nThe source would be down for about {:.1} s ({}).\n",
+        "\nImage: {} files, {}; {}.\nThe source would be down for about {:.1} s ({}).\n",
         plan.files,
         human_bytes(plan.bytes),
+        plan.taken,
         plan.outage_s,
         plan.outage_basis
     );
+    if let Some((lacking, sent)) = plan.lacking {
+        let (lacking, sent) = (human_bytes(lacking), human_bytes(sent));
+        let _ = writeln!(text, "Last time {lacking} of it were lacking, and {sent} were sent.");
+    }
     for warning in &plan.warnings {
         let _ = write!(text, "\nwarning: {warning}");
     }

@@ -12,7 +12,7 @@ use super::transfer::{self, Moved};
 use crate::config::{Basis, Compression, Config, Freeze, OnDestinationFailure, Proof, Refresh};
 use crate::delta::hash::{Hash, Totals};
 use crate::problem::{Outcome, Problem};
-use crate::report::{Reporter, human_bytes};
+use crate::report::{Reporter, Taken, human_bytes};
 use crate::route::Way;
 use crate::run::Cancel;
 use crate::wire::message::{FreezeWish, Pass, Passed, ReceiveOptions, StreamOptions};
@@ -219,13 +219,12 @@ impl Taking {
         Ok(moved)
     }
 
-    /// In words.
-    pub fn told(&self) -> String {
+    /// How.
+    pub fn taken(&self) -> Taken {
         match (&self.frozen, self.rounds) {
-            (Some(way), _) => way.clone(),
-            (None, 0) => "copied while the source was down".to_owned(),
-            (None, 1) => "copied while the source ran, then what had changed".to_owned(),
-            (None, n) => format!("copied {n} times while the source ran, then what had changed"),
+            (Some(way), _) => Taken::Frozen(way.clone()),
+            (None, 0) => Taken::Whole,
+            (None, n) => Taken::Passes(n),
         }
     }
 }

@@ -511,7 +511,7 @@ fn summarise(
         total_ms: begun.elapsed().as_millis() as u64,
         files: totals.map_or(0, |(totals, _)| totals.files),
         bytes: totals.map_or(0, |(totals, _)| totals.bytes),
-        taken: taking.filter(|t| t.image.is_some()).map(Taking::told),
+        taken: taking.filter(|t| t.image.is_some()).map(Taking::taken),
         read_bytes: taking.map_or(0, |t| t.passed.read),
         cold_bytes: taking.map_or(0, |t| t.cold),
         changed_bytes: taking.map_or(0, |t| t.passed.changed),

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::hosts::Hosts;
-use super::{context, descriptions, holder, preflight, safety};
-use crate::config::{Accounts, Config, Events, KeepPrevious, Layout, OnBusy, Refresh};
+use super::{context, descriptions, holder, image, preflight, safety};
+use crate::config::{Accounts, Basis, Config, Events, KeepPrevious, Layout, OnBusy, Refresh};
 use crate::host::Typed;
 use crate::instance::Service;
 use crate::mysql::variables::{effective, layout_differences, same_setting};
 use crate::problem::Outcome;
-use crate::report::{Pulse, Reporter, human_bytes};
+use crate::report::{Pulse, Reporter, Step, Taken, human_bytes};
 use crate::run::Cancel;
 use crate::store::{Filter, Store};
 use crate::wire::facts::Facts;
@@ -21,6 +21,9 @@ const ASSUMED_BYTES_PER_S: u64 = 100_000_000;
 
 /// Seconds assumed for stop and start together while nothing was measured.
 const ASSUMED_RESTART_S: f64 = 5.0;
+
+/// The part of the data assumed to be in files that are touched between the last pass and the stop.
+const ASSUMED_TOUCHED: f64 = 0.05;
 
 /// What a run would do.
 #[derive(Debug, Clone, Serialize)]
@@ -33,10 +36,14 @@ pub struct Plan {
     pub bytes: u64,
     /// Files of the image.
     pub files: u64,
+    /// How the image would be taken.
+    pub taken: Taken,
     /// Predicted seconds the source is down.
     pub outage_s: f64,
     /// What the prediction rests on.
     pub outage_basis: String,
+    /// Predicted bytes that destinations lack, and bytes that are sent for them; None: nothing was measured yet.
+    pub lacking: Option<(u64, u64)>,
     /// Warnings.
     pub warnings: Vec<String>,
     /// Reasons against it, with what to do.
@@ -66,19 +73,35 @@ pub async fn plan(
     let context = context(config, Some(refresh), None, (&report, &cancel, typed));
     let mut hosts = Hosts::new(&descriptions(config, refresh)?, &context, holder("plan", &refresh.name));
     let gathered = preflight::gather(&mut hosts).await;
+    let way = match &gathered {
+        Ok(_) => image::way(refresh, &mut hosts, &report).await,
+        Err(_) => Ok(None),
+    };
     hosts.close().await;
     let facts = gathered?;
-    let verdict = preflight::judge(config, refresh, &hosts, &facts);
-    let (outage_s, outage_basis) = predict(refresh, store, facts.tree.copy_bytes);
-    let mut plans = vec![source_plan(refresh, &facts)];
+    let mut verdict = preflight::judge(config, refresh, &hosts, &facts);
+    let way = way.unwrap_or_else(|problem| {
+        let hint = problem.hints.first().cloned().unwrap_or_default();
+        verdict.refusals.push(safety::Reason { what: problem.to_string(), hint });
+        None
+    });
+    let taken = match way {
+        Some(way) => Taken::Frozen(way),
+        None if refresh.policy.precopy => Taken::Passes(refresh.policy.precopy_rounds.max(1)),
+        None => Taken::Whole,
+    };
+    let Prediction { outage_s, basis, lacking } = predict(refresh, store, &taken, facts.tree.copy_bytes);
+    let mut plans = vec![source_plan(refresh, &facts, &taken)];
     plans.extend(hosts.destinations.iter().map(|d| destination_plan(refresh, d, &facts)));
     Ok(Plan {
         refresh: refresh.name.clone(),
         hosts: plans,
         bytes: facts.tree.copy_bytes,
         files: facts.tree.copy_files,
+        taken,
         outage_s,
-        outage_basis,
+        outage_basis: basis,
+        lacking,
         warnings: super::outside_blackout(refresh)
             .err()
             .map(|p| p.message)
@@ -89,27 +112,52 @@ pub async fn plan(
     })
 }
 
-/// From the last run that was done, else from assumptions that are named.
-fn predict(refresh: &Refresh, store: Option<&Store>, bytes: u64) -> (f64, String) {
+struct Prediction {
+    outage_s: f64,
+    basis: String,
+    lacking: Option<(u64, u64)>,
+}
+
+/// From the last run whose image was taken in the same way, else from assumptions that are named.
+fn predict(refresh: &Refresh, store: Option<&Store>, taken: &Taken, bytes: u64) -> Prediction {
     let last = store
         .and_then(|s| s.history(&Filter { refresh: Some(refresh.name.clone()), limit: 20, ..Filter::default() }).ok())
         .unwrap_or_default();
     let measured = last.iter().find_map(|row| {
         let summary = row.summary.as_ref().filter(|s| s.bytes > 0)?;
-        Some((row.run.clone(), summary.bytes, summary.outage_ms?))
+        let alike = summary.taken.as_ref().is_some_and(|theirs| theirs.is_like(taken));
+        alike.then_some((row.run.clone(), summary, summary.outage_ms?))
     });
-    match measured {
-        Some((run, then, ms)) => (
-            ms as f64 / 1000.0 * bytes as f64 / then as f64,
-            format!("run {run}: {:.1} s for {}", ms as f64 / 1000.0, human_bytes(then)),
+    if let Some((run, summary, ms)) = measured {
+        let seconds = ms as f64 / 1000.0;
+        // what is copied while the source is down grows with the data; a restart does not
+        let copy = summary.took(&[Step::Copy, Step::Prove]) as f64 / 1000.0;
+        let growth = bytes as f64 / summary.bytes as f64;
+        let outage_s = match taken {
+            Taken::Frozen(_) => seconds,
+            Taken::Passes(_) | Taken::Whole => (seconds - copy).max(0.0) + copy * growth,
+        };
+        let parts = summary.outage_parts().unwrap_or_default();
+        return Prediction {
+            outage_s,
+            basis: format!("run {run}: {seconds:.1} s for {} ({parts})", human_bytes(summary.bytes)),
+            lacking: Some((summary.changed_bytes, summary.sent_bytes)),
+        };
+    }
+    let (share, what) = match taken {
+        Taken::Frozen(_) => (0.0, String::new()),
+        Taken::Passes(_) => {
+            (ASSUMED_TOUCHED, format!(", {:.0} % of the data touched before the stop", ASSUMED_TOUCHED * 100.0))
+        }
+        Taken::Whole => (1.0, String::new()),
+    };
+    let rate = if share > 0.0 { format!(", {}/s", human_bytes(ASSUMED_BYTES_PER_S)) } else { String::new() };
+    Prediction {
+        outage_s: ASSUMED_RESTART_S + share * bytes as f64 / ASSUMED_BYTES_PER_S as f64,
+        basis: format!(
+            "no run measured yet that was taken so; assumed {ASSUMED_RESTART_S} s for stop and start{rate}{what}"
         ),
-        None => (
-            ASSUMED_RESTART_S + bytes as f64 / ASSUMED_BYTES_PER_S as f64,
-            format!(
-                "no run measured yet; assumed {}/s and {ASSUMED_RESTART_S} s for stop and start",
-                human_bytes(ASSUMED_BYTES_PER_S)
-            ),
-        ),
+        lacking: None,
     }
 }
 
@@ -134,12 +182,22 @@ fn waits(refresh: &Refresh) -> String {
     }
 }
 
-fn source_plan(refresh: &Refresh, facts: &Facts) -> HostPlan {
+fn source_plan(refresh: &Refresh, facts: &Facts, taken: &Taken) -> HostPlan {
     let policy = &refresh.policy;
     let say = |stop| verb(&facts.instance.service, stop);
+    let files = format!(
+        "{} files, {}, once for {} destination(s)",
+        facts.tree.copy_files,
+        human_bytes(facts.tree.copy_bytes),
+        refresh.destinations.len()
+    );
     let mut acts = vec![
         format!("take the lock of this instance ({} if another run has it)", waits(refresh)),
         "record variables set at run time and the replication state".into(),
+        match taken {
+            Taken::Passes(n) => format!("copy what destinations lack while it runs, {n} time(s) at most"),
+            Taken::Frozen(_) | Taken::Whole => String::new(),
+        },
         format!(
             "drain for up to {}: transactions older than {} end, dirty pages are written (innodb_io_capacity, innodb_max_dirty_pages_pct and their kin are changed meanwhile)",
             humantime::format_duration(policy.drain_timeout),
@@ -151,15 +209,19 @@ fn source_plan(refresh: &Refresh, facts: &Facts) -> HostPlan {
         ),
         format!("set innodb_fast_shutdown = 1 and stop: {}", say(true)),
         "prove the clean stop: process gone, locks free, no markers, redo log at its checkpoint".into(),
-        format!(
-            "read {} files, {}, once for {} destination(s)",
-            facts.tree.copy_files,
-            human_bytes(facts.tree.copy_bytes),
-            refresh.destinations.len()
-        ),
+        match taken {
+            Taken::Frozen(way) => format!("freeze its files: {way}"),
+            Taken::Passes(_) => format!("read what was touched since, send what has changed: {files}"),
+            Taken::Whole => format!("read {files}"),
+        },
         format!("start: {}; restore what was recorded; prove by a query that it is back", say(false)),
         "disarm the guard".into(),
+        match taken {
+            Taken::Frozen(_) => format!("read the frozen files: {files}; remove them"),
+            Taken::Passes(_) | Taken::Whole => String::new(),
+        },
     ];
+    acts.retain(|act| !act.is_empty());
     if !facts.tree.dropped.is_empty() {
         acts.push(format!("left behind: {}", few(&facts.tree.dropped)));
     }
@@ -182,6 +244,9 @@ fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, 
         let datadir = facts.identity.datadir.display();
         if policy.keep_previous == KeepPrevious::UntilStage && facts.disk.previous_bytes > 0 {
             acts.push(format!("remove the previous generation, {}", human_bytes(facts.disk.previous_bytes)));
+        }
+        if policy.basis == Basis::Current {
+            acts.push("bring what it serves now into a stage, to compare with (clones, or copies)".into());
         }
         acts.push(format!(
             "receive {} into a stage beside {datadir} and prove it from this disk; {} available, {} remain free",

@@ -98,6 +98,7 @@ impl<'w> Aftermath<'w> {
         self.world.recover().expect(0);
         self.source_is_up();
         self.old_or_new();
+        crate::frozen::nothing_frozen(self.world);
         self.world.expect_nobody_left();
     }
 

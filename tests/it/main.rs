@@ -13,6 +13,8 @@ mod contention;
 mod daemon;
 #[cfg(feature = "failpoints")]
 mod faults;
+#[cfg(feature = "failpoints")]
+mod frozen;
 mod gate;
 mod hazards;
 mod ledger;

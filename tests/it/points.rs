@@ -363,6 +363,16 @@ fn let_go(mut running: Running, hold: &Hold) -> Outcome {
 /// Where the entries of a datadir are moved, which only one that is a mount point leads to.
 const MOVES: &str = "destination:swap:moving";
 
+/// Points that only a source leads to whose filesystem can freeze its files.
+fn freezes(point: &str) -> bool {
+    point.contains(":freeze:") || point.contains(":thaw:")
+}
+
+/// Points that every world leads to.
+fn usual(point: &str) -> bool {
+    point != MOVES && !freezes(point)
+}
+
 /// No fault here makes an outage last; a machine that is slow must not end a run before it comes to the point.
 fn patient_world() -> World {
     let world = fault_world();
@@ -441,7 +451,7 @@ macro_rules! shares {
         $(
             #[test]
             fn $name() {
-                let points: Vec<_> = points().into_iter().filter(|p| p.starts_with($prefix) && p != MOVES).collect();
+                let points: Vec<_> = points().into_iter().filter(|p| p.starts_with($prefix) && usual(p)).collect();
                 survive_share(&points, $nth, $of, Cross::$cross, patient_world);
             }
         )*
@@ -463,6 +473,23 @@ fn at_the_moves_of_a_mounted_datadir() {
     if crate::mounts::world_on_a_mount().is_some() {
         survive_share(&[MOVES.to_owned()], 0, 1, Cross::InTurn, || crate::mounts::world_on_a_mount().unwrap());
     }
+}
+
+fn at_freezing(nth: usize) {
+    if crate::frozen::world_on_clones("xfs").is_some() {
+        let points: Vec<_> = points().into_iter().filter(|point| freezes(point)).collect();
+        survive_share(&points, nth, 2, Cross::InTurn, || crate::frozen::world_on_clones("xfs").unwrap());
+    }
+}
+
+#[test]
+fn at_the_freezing_of_a_source_a() {
+    at_freezing(0);
+}
+
+#[test]
+fn at_the_freezing_of_a_source_b() {
+    at_freezing(1);
 }
 
 #[test]
@@ -533,6 +560,13 @@ fn every_point_is_reached_by_a_run_its_undo_or_a_rollback() {
         all.extend(more);
     } else {
         all.insert(MOVES.to_owned());
+    }
+    if let Some(world) = crate::frozen::world_on_clones("xfs") {
+        let (more, outcome) = reached(&world, world.refresh(), &points);
+        outcome.expect(0);
+        all.extend(more);
+    } else {
+        all.extend(points.iter().filter(|point| freezes(point)).cloned());
     }
     let missing: Vec<_> = points.iter().filter(|p| !all.contains(*p)).collect();
     assert!(missing.is_empty(), "points that nothing leads to: {missing:?}");
