@@ -1054,24 +1054,31 @@ impl Drop for World {
 
 /// See [`World::content`].
 pub fn content(server: &Server) -> String {
-    let schemas = server.sql(
-        "SELECT GROUP_CONCAT(schema_name ORDER BY schema_name) FROM information_schema.schemata
-         WHERE schema_name IN ('shop', 'research')",
-    );
+    let stamps: Vec<String> = template::STAMPED
+        .iter()
+        .map(|t| format!("SELECT '{t}', MIN(stamp), MAX(stamp), COUNT(*) >= 100 FROM shop.{t}"))
+        .collect();
+    // in one go: each client that is started costs more than what it asks
+    let told = server.sql(&format!(
+        "DELIMITER //
+         BEGIN NOT ATOMIC
+           DECLARE found TEXT DEFAULT (SELECT GROUP_CONCAT(schema_name ORDER BY schema_name)
+             FROM information_schema.schemata WHERE schema_name IN ('shop', 'research'));
+           SELECT found;
+           IF found = 'research' THEN SELECT DISTINCT content FROM research.stamp; SELECT COUNT(*) FROM research.results;
+           ELSEIF found = 'shop' THEN {};
+           END IF;
+         END //",
+        stamps.join("; ")
+    ));
+    let (schemas, rows) = told.split_once('\n').unwrap_or((&told, ""));
     match schemas.trim() {
         "research" => {
-            let rows =
-                server.sql("SELECT DISTINCT content FROM research.stamp; SELECT COUNT(*) FROM research.results;");
             let rows: Vec<&str> = rows.lines().collect();
             assert!(rows.len() == 2 && rows[1] == "1000", "{}: not whole: {rows:?}", server.name);
             rows[0].to_owned()
         }
         "shop" => {
-            let sql: Vec<String> = template::STAMPED
-                .iter()
-                .map(|t| format!("SELECT '{t}', MIN(stamp), MAX(stamp), COUNT(*) >= 100 FROM shop.{t}"))
-                .collect();
-            let rows = server.sql(&format!("{};", sql.join(";\n")));
             let number = rows.split_whitespace().nth(1).unwrap().to_owned();
             for line in rows.lines() {
                 let fields: Vec<&str> = line.split('\t').collect();
@@ -1081,6 +1088,7 @@ pub fn content(server: &Server) -> String {
                     server.name
                 );
             }
+            assert_eq!(rows.lines().count(), stamps.len(), "{}: {rows}", server.name);
             format!("prod-{number}")
         }
         other => panic!("{}: neither the old content nor the new: schemas {other:?}", server.name),
