@@ -84,7 +84,7 @@ run_tests() {
     fi
 }
 
-# Everyone else's death and lost connection at each of the controller's points; of the ARGUMENTS, what chooses tests chooses among them.
+# Everyone else's death and lost connection at each of the controller's points; a filter expression (-E) among the ARGUMENTS chooses among them.
 other_points() {
     if cargo nextest --version >/dev/null 2>&1; then
         cargo nextest run "${features[@]}" --ignore-default-filter --no-tests=pass $LONG_POINTS "$@"
@@ -138,7 +138,8 @@ hosts_tests() {
     export MR_PROGRAM="$PWD/target/hosts/mysql-refreshd"
     local all=() skip=() module
     if [ $matrix = yes ]; then
-        all=(--ignore-default-filter)
+        # ARGUMENTS may choose among the points only
+        all=(--ignore-default-filter --no-tests=pass)
     else
         for module in ${LONG//|/ }; do skip+=(--skip "$module::"); done
     fi
