@@ -67,16 +67,19 @@ fn parse(said: &str) -> Option<Subvolume> {
     Some(Subvolume { name: field("Name")?, uuid: uuid("UUID"), parent: uuid("Parent UUID") })
 }
 
-/// Has the top of the datadir's filesystem at `point`: what is made there lies outside of every other mount.
-pub fn attach_top(datadir: &Path, point: &Path) -> Outcome<()> {
+/// Has the top of the datadir's filesystem at `point`: what is made there lies outside of every other mount. The filesystem's device, by
+/// which this mount of it is told.
+pub fn attach_top(datadir: &Path, point: &Path) -> Outcome<String> {
     let mount = Mount::of(datadir)?;
     if mount.kind != "btrfs" {
         return Err(Problem::failed(format!("{} is not on btrfs any more, but on {mount}", datadir.display())));
     }
-    if mounts::at(point)?.is_some() {
-        return Ok(());
+    match mounts::at(point)? {
+        None => mounts::attach(&mount.source, point, "btrfs", "subvolid=5", false)?,
+        Some(there) if there.is_whole() && there.device == mount.device => {}
+        Some(there) => return Err(mounts::not_ours(format!("{there} is mounted on {}", point.display()))),
     }
-    mounts::attach(&mount.source, point, "btrfs", "subvolid=5", false)
+    Ok(mount.device)
 }
 
 /// Makes the snapshot. Writes out what is in memory first, all of one moment.

@@ -392,9 +392,9 @@ fn remove(place: &Place, record: &Record) -> Outcome<()> {
         }
         Way::Btrfs { uuid, beside: false } => {
             stage::make_dir(&point)?;
-            btrfs::attach_top(&record.datadir, &point)?;
+            let device = btrfs::attach_top(&record.datadir, &point)?;
             btrfs::delete(&point, name, uuid)?;
-            mounts::detach(&point, |mount| mount.kind == "btrfs" && mount.is_whole())
+            mounts::detach(&point, |mount| mount.is_whole() && mount.device == device)
         }
         Way::Zfs { dataset, .. } => match zfs::is_dataset(dataset) {
             true => zfs::destroy(dataset, name, &record.run),

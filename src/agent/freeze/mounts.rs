@@ -165,12 +165,14 @@ pub fn attach(source: &OsStr, point: &Path, kind: &str, options: &str, read_only
     rustix::mount::mount(source, point, kind, flags, options.as_c_str()).map_err(std::io::Error::from).explain(of)
 }
 
+/// Something is where only this program should have put anything.
+pub fn not_ours(what: String) -> Problem {
+    Problem::failed(format!("{what}, which this program has not put there; it is left alone"))
+        .hint("Look at it, and take it away.")
+}
+
 /// Unmounts everything on one of our folders, and removes it. `ours` tells whether a mount is; one that is not is left alone.
 pub fn detach(point: &Path, ours: impl Fn(&Mount) -> bool) -> Outcome<()> {
-    let not_ours = |what: String| {
-        Problem::failed(format!("{what}, which this program has not put there; it is left alone"))
-            .hint("Look at it, and take it away.")
-    };
     while let Some(mount) = table()?.into_iter().rfind(|mount| mount.point == point) {
         if !ours(&mount) {
             return Err(not_ours(format!("{mount} is mounted on {}", point.display())));
