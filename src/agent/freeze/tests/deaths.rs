@@ -10,7 +10,7 @@ use crate::mutate;
 use crate::problem::{Outcome, Problem};
 
 /// Comes as far as a point, and not farther: as a death there leaves it.
-fn dies_at(point: &'static str) -> impl Fn(&str) -> Outcome<()> {
+pub fn dies_at(point: &'static str) -> impl Fn(&str) -> Outcome<()> {
     move |at| if at == point { Err(Problem::failed(format!("died at {at}"))) } else { Ok(()) }
 }
 

@@ -3,5 +3,6 @@
 //! Mounts need root; without it, or without a filesystem's programs, there is nothing here to test, which the output says.
 
 mod deaths;
+mod lvm;
 mod volume;
 mod ways;
