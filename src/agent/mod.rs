@@ -4,7 +4,7 @@
 //! other modules are the work itself. Nothing here knows the order of a run's steps.
 
 pub mod discover;
-pub mod freeze;
+mod freeze;
 pub mod gate;
 pub mod guard;
 pub mod lane;
@@ -40,4 +40,4 @@ mod upgrade;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
-mod passes;
+mod tests;

@@ -361,15 +361,14 @@ impl Source {
             if let Some(refusal) = before.facts.refusals.first().filter(|_| cold) {
                 return Err(Problem::failed("the datadir holds what may not be copied").cause(refusal.clone()));
             }
-            let watch = || frozen.as_ref().map_or(Ok(()), freeze::Frozen::check);
-            let reading = stream::Reading {
-                datadir: &datadir,
-                tree: &before,
-                options: &options,
-                lacks: &mut lacks,
-                watch: &watch,
+            let mut read = |watch: &(dyn Fn() -> Outcome<()> + Sync)| {
+                let (datadir, tree, options, lacks) = (&*datadir, &before, &options, &mut lacks);
+                stream::send(stream::Reading { datadir, tree, options, lacks, watch }, &mut sent, &session)
             };
-            let result = stream::send(reading, &mut sent, &session)?;
+            let result = match &frozen {
+                Some(frozen) => freeze::watched(frozen, read)?,
+                None => read(&|| Ok(()))?,
+            };
             if down {
                 still(&datadir, &before, &tree::walk(&datadir, flavour, &names)?)?;
             }

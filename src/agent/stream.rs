@@ -76,7 +76,7 @@ pub struct Reading<'a> {
     pub options: &'a StreamOptions,
     /// The receivers' answers.
     pub lacks: &'a mut UnboundedReceiver<Lack>,
-    /// Called every so often; an error ends the pass.
+    /// Called for every chunk; an error ends the pass.
     pub watch: &'a (dyn Fn() -> Outcome<()> + Sync),
 }
 
@@ -135,12 +135,7 @@ struct Reader<'a> {
     spare: Vec<Vec<u8>>,
     number: u32,
     passed: Passed,
-    /// Bytes read when somebody last looked after what is read.
-    watched: u64,
 }
-
-/// Bytes between two such looks.
-const WATCH: u64 = 64 << 20;
 
 /// How one file's blocks find their way.
 #[derive(Clone, Copy)]
@@ -172,7 +167,6 @@ impl<'a> Reader<'a> {
             spare: Vec::new(),
             number: 0,
             passed: Passed::default(),
-            watched: 0,
         })
     }
 
@@ -281,10 +275,7 @@ impl<'a> Reader<'a> {
                 read => read.explain(|| format!("cannot read {}", item.path.under(self.reading.datadir).display()))?,
             }
             self.passed.read += want as u64;
-            if self.passed.read - self.watched >= WATCH {
-                self.watched = self.passed.read;
-                (self.reading.watch)()?;
-            }
+            (self.reading.watch)()?;
             let hashes = pack::hashes(&raw);
             hashes.iter().enumerate().for_each(|(n, hash)| hasher.add(hash, BLOCK.min(want - n * BLOCK)));
             let first = offset / BLOCK as u64;

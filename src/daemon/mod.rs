@@ -445,7 +445,7 @@ impl Daemon {
                 if !summary.not_put_back.is_empty() {
                     self.recover_at = Some(std::time::Instant::now() + RECOVER_AGAIN);
                 }
-                Answer::Finished(Box::new(summary))
+                Answer::Finished(summary)
             }
             // no run was begun; what nobody has asked for, or nobody hears of, is in the history
             Ended::Problem(problem) if run.entry.origin.leads_on() || run.listeners.is_deaf() => {

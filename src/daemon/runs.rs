@@ -63,7 +63,7 @@ impl Watched {
 /// How a run ended.
 pub enum Ended {
     /// By its pipeline.
-    Summary(Summary),
+    Summary(Box<Summary>),
     /// No run was begun.
     Problem(Problem),
     /// By a fault of this program.
@@ -114,7 +114,7 @@ pub(super) fn begin(
             })
         }));
         let ended = match ended {
-            Ok(Ok(summary)) => Ended::Summary(summary),
+            Ok(Ok(summary)) => Ended::Summary(Box::new(summary)),
             Ok(Err(problem)) => Ended::Problem(problem),
             Err(_) => Ended::Panic,
         };

@@ -361,7 +361,10 @@ async fn pipeline(
     if let Some(thaw) = thaw {
         run.step(Step::Copy, taking.cold(None, refresh, hosts, report, &run.cancel)).await?;
         run.step(Step::Prove, async { hosts.judge(abort) }).await?;
-        run.fire(thaw, hosts).await?;
+        // it stays armed, and is tried again at the end: no reason to leave destinations as they were
+        if let Err(problem) = run.fire(thaw, hosts).await {
+            report.warn(&source, format!("the frozen files are not removed yet: {problem}"));
+        }
     }
     let (_, image) = taking.image.ok_or_else(|| Problem::failed("there is no image"))?;
 

@@ -100,10 +100,13 @@ impl Fault {
 }
 
 /// Requests by which something is put back: if they fail again and again, a run cannot put everything back.
-const WAY_BACK: [&str; 5] = ["start-server", "disarm-guard", "undrain", "undo-swap", "discard-stage"];
+const WAY_BACK: [&str; 6] = ["start-server", "disarm-guard", "undrain", "undo-swap", "discard-stage", "thaw"];
+
+/// Inside of one of them.
+const ON_THE_WAY_BACK: &str = "source:freeze:removed";
 
 fn leads_back(point: &str) -> bool {
-    WAY_BACK.iter().any(|request| point.split(':').nth(1) == Some(request))
+    point == ON_THE_WAY_BACK || WAY_BACK.iter().any(|request| point.split(':').nth(1) == Some(request))
 }
 
 /// How much of the cross.

@@ -19,6 +19,9 @@ mod tests;
 use std::fmt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -83,12 +86,6 @@ impl fmt::Display for Way {
             }
         }
     }
-}
-
-/// Whether this way is one snapshot of everything in the datadir, of one moment. Clones are made file by file: together they are an image
-/// only of a server that is stopped.
-pub fn snapshot_consistent(way: &Way) -> bool {
-    !matches!(way, Way::Reflink { .. })
 }
 
 /// Whether what is frozen takes its room from the datadir's filesystem.
@@ -270,6 +267,40 @@ impl Frozen {
         mounts::roomy(&self.record.datadir)?
             .map_err(|why| invalid(format!("the source's filesystem could run full: {why}")))
     }
+}
+
+/// How often frozen files are looked at while they are read.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Reads frozen files while a thread looks at them: should they fill up, or be about to fill the source's filesystem, they are removed at once,
+/// whatever the reader waits for. It asks every so often whether they are still there; an error ends its work.
+pub fn watched<T>(frozen: &Frozen, read: impl FnOnce(&(dyn Fn() -> Outcome<()> + Sync)) -> Outcome<T>) -> Outcome<T> {
+    let gone: Mutex<Option<Problem>> = Mutex::default();
+    let gone_now = || gone.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let still = || gone_now().map_or(Ok(()), Err);
+    let (over, wait) = std::sync::mpsc::channel::<()>();
+    let result = std::thread::scope(|scope| {
+        let gone = &gone;
+        scope.spawn(move || {
+            while wait.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                let Err(problem) = frozen.check() else { continue };
+                let problem = match sweep(&frozen.place) {
+                    Ok(_) => problem,
+                    Err(left) => problem.cause(format!("and could not be removed: {left}")),
+                };
+                gone.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
+                return;
+            }
+        });
+        let result = read(&still);
+        drop(over);
+        result
+    });
+    // what it looks like now counts, too; and a reader that failed only because everything had gone did not see why
+    still()?;
+    let value = result?;
+    frozen.check()?;
+    Ok(value)
 }
 
 /// Freezes the datadir; what an earlier run left is removed first. The server must be stopped, and stay so until this returns. On failure
