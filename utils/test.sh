@@ -198,6 +198,11 @@ if [ $only_hosts = yes ]; then
     if [ $matrix = yes ]; then
         check "the loss of everyone at the controller's points" other_points "$@"
         check "lints of tests without fail points" cargo clippy --all-targets -- -D warnings
+        if why=$(tests/hosts/guest deps >/dev/null 2>&1 && tests/hosts/guest able 2>&1); then
+            check "freezing logical volumes, in a guest machine" tests/hosts/guest freeze
+        else
+            skip "freezing logical volumes, in a guest machine" "${why:-its packages cannot be installed}"
+        fi
     fi
     printf 'checks: %s passed, %s failed, %s skipped\n' ${#passed[@]} ${#failed[@]} ${#skipped[@]}
     [ ${#failed[@]} -eq 0 ]
@@ -217,7 +222,7 @@ if [ $fast = no ]; then
     # nextest does not run the examples in the documentation.
     check "doc tests" cargo test --quiet --doc "${features[@]}"
     if command -v shellcheck >/dev/null; then
-        check "scripts" shellcheck -x utils/*.sh benches/*.sh tests/hosts/hosts .ci/run
+        check "scripts" shellcheck -x utils/*.sh benches/*.sh tests/hosts/hosts tests/hosts/guest .ci/run
     else
         skip "scripts" "shellcheck is not installed"
     fi
@@ -232,6 +237,7 @@ if [ $fast = no ]; then
 fi
 
 skip "${LONG_POINTS}…: the loss of everyone at the controller's points" "long, see utils/test.sh --matrix"
+skip "freezing logical volumes, in a guest machine" "long, see utils/test.sh --matrix"
 skip "lints of tests without fail points" "nobody runs them so, see utils/test.sh --matrix"
 
 lines() { find "$@" -type f -exec cat {} + | wc -l; }

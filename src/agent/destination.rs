@@ -266,7 +266,9 @@ impl Destination {
         let (stock, seeded) = blocking(move || {
             let names = Names::from_variables(&work.datadir, &variables, &[], &[]);
             let items = super::tree::walk(&work.datadir, flavour, &names)?.items;
-            let seeded = seed::seed(&mut stock, &work.datadir, &items, flavour, options.from_disk, &session)?;
+            let copies = work.generations()?.current.origin.is_some();
+            let options = seed::Options { flavour, copies, from_disk: options.from_disk };
+            let seeded = seed::seed(&mut stock, &work.datadir, &items, options, &session)?;
             Ok((stock, seeded))
         })
         .await?;

@@ -62,7 +62,9 @@ impl Guest {
         if self.roomy {
             return file.read_exact_at(buffer, offset);
         }
-        // what is there already is somebody's, and stays; what only we have brought in goes again
+        // what is there already is somebody's, and stays; what only we have brought in goes again: nothing is to be read ahead, which
+        // would look like somebody's
+        let _ = fadvise(file, 0, None, Advice::Random);
         let there = match preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
             Ok(n) if n == buffer.len() => return Ok(()),
             Ok(n) => n,
@@ -112,4 +114,71 @@ fn free_memory() -> Option<(u64, u64)> {
         line.trim_start_matches(':').split_whitespace().next()?.parse().ok()
     };
     Some((of("MemFree")?, of("MemTotal")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::message::SourceRequest;
+
+    fn session() -> (tokio::runtime::Runtime, Session) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let _in = runtime.enter();
+        // its other end is kept open by nobody asking
+        let (near, far) = tokio::io::duplex(1024);
+        std::mem::forget(near);
+        let session = Session::start::<SourceRequest>(far, tokio::io::sink()).0;
+        drop(_in);
+        (runtime, session)
+    }
+
+    #[test]
+    fn no_more_is_read_in_a_second_than_is_allowed() {
+        let (_runtime, session) = session();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        let mut guest = Guest::shy(Some(4 << 20));
+        let begun = Instant::now();
+        let mut buffer = vec![0; 1 << 20];
+        for n in 0..8 {
+            guest.read(&file, &mut buffer, n << 20, &session).unwrap();
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(1990), "8 MiB in {:?}", begun.elapsed());
+        // whoever waits hears that nobody wants it any more
+        session.leave();
+        assert!(guest.read(&file, &mut buffer, 0, &session).is_err());
+    }
+
+    /// KiB of a file in the page cache.
+    fn cached(path: &std::path::Path) -> Option<u64> {
+        let output = Command::new("fincore").args(["-b", "-n", "-o", "RES"]).arg(path).output().ok()?;
+        Some(String::from_utf8(output.stdout).ok()?.trim().parse::<u64>().ok()? / 1024)
+    }
+
+    #[test]
+    fn the_page_cache_is_as_it_was() {
+        let (_runtime, session) = session();
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = folder.path().join("table.ibd");
+        std::fs::write(&path, vec![1; 8 << 20]).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        if cached(&path) != Some(0) {
+            eprintln!("nothing tested: this filesystem keeps its pages, or fincore is not installed");
+            return;
+        }
+        // the server's: 2 MiB of it
+        file.read_exact_at(&mut vec![0; 2 << 20], 4 << 20).unwrap();
+        let before = cached(&path).unwrap();
+        let mut guest =
+            Guest { shy: true, max_rate: None, begun: Instant::now(), read: 0, looked: Some(0), roomy: false };
+        let mut buffer = vec![0; 1 << 20];
+        for n in 0..8 {
+            guest.read(&file, &mut buffer, n << 20, &session).unwrap();
+            assert!(buffer.iter().all(|byte| *byte == 1));
+        }
+        let after = cached(&path).unwrap();
+        assert!(after.abs_diff(before) <= 64, "{before} KiB before, {after} after");
+    }
 }

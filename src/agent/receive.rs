@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::index::{Index, Span, UNKNOWN};
 use super::session::{Piece, Session};
-use super::stock::{Known, Stock};
+use super::stock::{Known, Stock, keep_only};
 use crate::delta::hash::{self, Hash, ImageHasher, Totals};
 use crate::delta::pack::{self, Chunk, unpack};
 use crate::delta::path::RelPath;
@@ -74,8 +75,8 @@ pub fn receive(
     session: &Session,
 ) -> Outcome<Option<(Totals, Hash)>> {
     let (tx, rx) = sync_channel(QUEUE);
-    let (from_disk, Stock { stage, index, known }) = (options.from_disk, &mut *stock);
-    let index = &*index;
+    let (from_disk, Stock { stage, index, known, passed }) = (options.from_disk, &mut *stock);
+    let (index, first) = (&*index, !*passed);
     let (written, proven) = std::thread::scope(|scope| {
         let prover = scope.spawn(move || prove_all(&rx, index));
         let mut writer = Writer {
@@ -85,35 +86,42 @@ pub fn receive(
             known,
             from_disk,
             open: HashMap::new(),
-            image: (options.pass == Pass::Cold).then(BTreeSet::new),
+            cold: options.pass == Pass::Cold,
+            named: BTreeSet::new(),
+            spare: first,
             proofs: tx,
             session,
         };
-        let written = writer.take_all(pieces).map(|end| (end, writer.image.take()));
+        let written = writer.take_all(pieces).map(|end| (end, std::mem::take(&mut writer.named)));
         drop(writer);
         (written, prover.join().unwrap_or_else(|_| Err(Problem::failed("the proving thread failed"))))
     });
-    let (end, image, proofs) = match (written, proven) {
+    let (end, named, proofs) = match (written, proven) {
         // a writer that could not hand over a file only saw that the prover had given up
         (_, Err(problem)) | (Err(problem), Ok(_)) => return Err(problem),
         (Ok(_), Ok(None)) => return Err(Problem::failed("the image's stream ended early")),
-        (Ok((end, image)), Ok(Some(proofs))) => (end, image, proofs),
+        (Ok((end, named)), Ok(Some(proofs))) => (end, named, proofs),
     };
     for (path, found) in proofs {
         if let Some(Known::File { proof, .. }) = stock.known.get_mut(&path) {
             *proof = Some(found);
         }
     }
-    match (image, end) {
-        (None, None) => Ok(None),
-        (Some(image), Some(announced)) => finish(stock, &image, announced).map(Some),
+    if first {
+        // of the basis what the source does not have is only in the way
+        keep_only(&stock.stage, &mut stock.known, |path, _| named.contains(path))?;
+        stock.passed = true;
+    }
+    match (options.pass, end) {
+        (Pass::Hot, None) => Ok(None),
+        (Pass::Cold, Some(announced)) => finish(stock, &named, announced).map(Some),
         _ => Err(out_of_order("a pass ended as another one")),
     }
 }
 
 /// The stage becomes the image: what is not part of it goes, and its proof must be the source's.
 fn finish(stock: &mut Stock, image: &BTreeSet<RelPath>, announced: (Totals, Hash)) -> Outcome<(Totals, Hash)> {
-    stock.keep_only(|path| image.contains(path))?;
+    keep_only(&stock.stage, &mut stock.known, |path, _| image.contains(path))?;
     let mut hasher = ImageHasher::default();
     for path in image {
         match stock.known.get(path) {
@@ -135,8 +143,11 @@ struct Writer<'a> {
     known: &'a mut BTreeMap<RelPath, Known>,
     from_disk: bool,
     open: HashMap<u32, Open>,
-    /// What a cold pass has named so far.
-    image: Option<BTreeSet<RelPath>>,
+    cold: bool,
+    /// What the pass has named so far; a cold one names everything, once.
+    named: BTreeSet<RelPath>,
+    /// There may still be a basis of things that nobody has named: room, if need be.
+    spare: bool,
     proofs: SyncSender<Step>,
     session: &'a Session,
 }
@@ -182,7 +193,7 @@ impl Writer<'_> {
                 self.hand_over(Step::File { place, span, len, proof, unread })?;
             }
             Entry::Gone { number } => {
-                let open = self.open.remove(&number).filter(|_| self.image.is_none());
+                let open = self.open.remove(&number).filter(|_| !self.cold);
                 let open = open.ok_or_else(|| out_of_order("a file that is not open has gone"))?;
                 self.known.remove(&open.place.path);
                 let full = &open.place.full;
@@ -209,8 +220,8 @@ impl Writer<'_> {
         if let Some(why) = foreign(self.flavour, &path.under(Path::new(""))) {
             return Err(Problem::failed(format!("the image holds {path}, which is not taken in: {why}")));
         }
-        let again = self.image.as_mut().is_some_and(|image| !image.insert(path.clone()));
-        if again { Err(out_of_order(&format!("{path} comes a second time"))) } else { Ok(()) }
+        let again = !self.named.insert(path.clone());
+        if again && self.cold { Err(out_of_order(&format!("{path} comes a second time"))) } else { Ok(()) }
     }
 
     fn dir(&mut self, path: RelPath, mode: u32) -> Outcome<()> {
@@ -338,7 +349,15 @@ impl Writer<'_> {
         if wanted == 0 {
             return Ok(());
         }
-        write(open, &chunk, wanted)?;
+        while let Err(error) = write(open, &chunk, wanted) {
+            let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+            if !full || !std::mem::take(&mut self.spare) {
+                return Err(write_error(&open.place.full, &error));
+            }
+            // a basis saves bytes, and must not cost the image
+            let named = &self.named;
+            keep_only(self.stage, self.known, |path, is| matches!(is, Known::Dir) || named.contains(path))?;
+        }
         self.index.write(open.span, first, &here)?;
         if self.from_disk {
             open.unread.push(chunk.offset);
@@ -369,8 +388,7 @@ fn complete(raw: &mut [u8], block: usize, absent: u64, file: &File, offset: u64)
 }
 
 /// Writes the pages that are wanted: neighbours at once, zero ones as holes.
-fn write(open: &Open, chunk: &Chunk, wanted: u64) -> Outcome<()> {
-    let full = &open.place.full;
+fn write(open: &Open, chunk: &Chunk, wanted: u64) -> std::io::Result<()> {
     let pages = chunk.raw.len().div_ceil(PAGE);
     let kind = |page: usize| (wanted & (1 << page) != 0, chunk.zero & (1 << page) != 0);
     let mut page = 0;
@@ -383,10 +401,10 @@ fn write(open: &Open, chunk: &Chunk, wanted: u64) -> Outcome<()> {
             (true, true) => {
                 let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
                 if fallocate(&open.place.file, hole, at, bytes.len() as u64).is_err() {
-                    open.place.file.write_all_at(bytes, at).map_err(|e| write_error(full, &e))?;
+                    open.place.file.write_all_at(bytes, at)?;
                 }
             }
-            (true, false) => open.place.file.write_all_at(bytes, at).map_err(|e| write_error(full, &e))?,
+            (true, false) => open.place.file.write_all_at(bytes, at)?,
             (false, _) => {}
         }
         page = stop;

@@ -43,21 +43,28 @@ struct Seeding<'a> {
     from_disk: bool,
     session: &'a Session,
     next: AtomicUsize,
+    /// Files may be copied where they cannot be cloned.
+    copies: bool,
     /// Some file could not be cloned: the others will not either.
     no_clones: AtomicBool,
     known: Mutex<BTreeMap<RelPath, Known>>,
     failed: Mutex<Option<Problem>>,
 }
 
-/// Fills an empty stage. Blocking.
-pub fn seed(
-    stock: &mut Stock,
-    datadir: &Path,
-    items: &[Item],
-    flavour: Flavour,
-    from_disk: bool,
-    session: &Session,
-) -> Outcome<Seeded> {
+/// How a stage is filled.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Of what runs here.
+    pub flavour: Flavour,
+    /// What cannot be cloned is copied. Worth its time and room only if it came from where the image comes from.
+    pub copies: bool,
+    /// Files are hashed past the page cache.
+    pub from_disk: bool,
+}
+
+/// Fills an empty stage, as far as there is room. Blocking.
+pub fn seed(stock: &mut Stock, datadir: &Path, items: &[Item], options: Options, session: &Session) -> Outcome<Seeded> {
+    let Options { flavour, copies, from_disk } = options;
     let wanted = |item: &&Item| foreign(flavour, &item.path.under(Path::new(""))).is_none();
     for item in items.iter().filter(wanted).filter(|item| item.dir) {
         let full = item.path.under(&stock.stage);
@@ -73,6 +80,7 @@ pub fn seed(
         from_disk,
         session,
         next: AtomicUsize::new(0),
+        copies,
         no_clones: AtomicBool::new(false),
         known: Mutex::default(),
         failed: Mutex::default(),
@@ -89,7 +97,7 @@ pub fn seed(
     }
     let known = known.into_inner().unwrap_or_else(|e| e.into_inner());
     let bytes = known.values().map(Known::len).sum();
-    let seeded = Seeded { files: known.len() as u64, bytes, shared: !no_clones.into_inner() && !known.is_empty() };
+    let seeded = Seeded { files: known.len() as u64, bytes, shared: !no_clones.into_inner() };
     stock.known.extend(known);
     Ok(seeded)
 }
@@ -134,7 +142,15 @@ impl Seeding<'_> {
             .mode(item.mode & 0o666)
             .open(&full)
             .map_err(|e| write_error(&full, &e))?;
-        if !self.bring(&from, &to, item.len).map_err(|e| write_error(&full, &e))? {
+        let brought = match self.bring(&from, &to, item.len) {
+            Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                // room is for the image: nobody begins another one
+                self.next.store(self.files.len(), Ordering::Relaxed);
+                false
+            }
+            brought => brought.map_err(|e| write_error(&full, &e))?,
+        };
+        if !brought {
             drop(to);
             std::fs::remove_file(&full).explain(|| format!("cannot remove {}", full.display()))?;
             return Ok(None);
@@ -153,7 +169,7 @@ impl Seeding<'_> {
         Ok(Some(Known::File { len, span, proof: None }))
     }
 
-    /// False: the original cannot be read. Errors are the stage's.
+    /// False: the original cannot be read, or is not to be copied. Errors are the stage's.
     fn bring(&self, from: &File, to: &File, len: u64) -> std::io::Result<bool> {
         if !self.no_clones.load(Ordering::Relaxed) {
             match rustix::fs::ioctl_ficlone(to, from) {
@@ -161,6 +177,9 @@ impl Seeding<'_> {
                 Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
                 Err(_) => self.no_clones.store(true, Ordering::Relaxed),
             }
+        }
+        if !self.copies {
+            return Ok(false);
         }
         to.set_len(len)?;
         copy_data(from, to, len)

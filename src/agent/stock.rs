@@ -49,12 +49,14 @@ pub struct Stock {
     pub index: Index,
     /// All entries.
     pub known: BTreeMap<RelPath, Known>,
+    /// A pass has been received: what it has not named is not there any more.
+    pub passed: bool,
 }
 
 impl Stock {
     /// Of an empty stage; the index lies in `folder`.
     pub fn new(stage: &Path, folder: &Path) -> Outcome<Self> {
-        Ok(Self { stage: stage.to_owned(), index: Index::new(folder)?, known: BTreeMap::new() })
+        Ok(Self { stage: stage.to_owned(), index: Index::new(folder)?, known: BTreeMap::new(), passed: false })
     }
 
     /// The proof of a file, from its block hashes; None if not all of them are known.
@@ -63,26 +65,26 @@ impl Stock {
         let all = index.each(span, len, |hash, len| hasher.add(hash, len))?;
         Ok(all.then(|| hasher.finish()))
     }
+}
 
-    /// Removes what no longer belongs to the stage; deepest entries first.
-    pub fn keep_only(&mut self, wanted: impl Fn(&RelPath) -> bool) -> Outcome<()> {
-        let gone: Vec<RelPath> = self.known.keys().filter(|path| !wanted(path)).cloned().collect();
-        for path in gone.iter().rev() {
-            self.remove(path)?;
-        }
-        Ok(())
-    }
-
-    /// Removes one entry, which must be empty if it is a folder.
-    pub fn remove(&mut self, path: &RelPath) -> Outcome<()> {
-        let full = path.under(&self.stage);
-        match self.known.remove(path) {
+/// Removes what is not wanted from a stage, deepest entries first.
+pub fn keep_only(
+    stage: &Path,
+    known: &mut BTreeMap<RelPath, Known>,
+    wanted: impl Fn(&RelPath, &Known) -> bool,
+) -> Outcome<()> {
+    let gone: Vec<RelPath> =
+        known.iter().filter(|(path, is)| !wanted(path, is)).map(|(path, _)| path.clone()).collect();
+    for path in gone.iter().rev() {
+        let full = path.under(stage);
+        match known.remove(path) {
             Some(Known::Dir) => std::fs::remove_dir(&full),
             Some(Known::File { .. }) => std::fs::remove_file(&full),
             None => Ok(()),
         }
-        .explain(|| format!("cannot remove {}", full.display()))
+        .explain(|| format!("cannot remove {}", full.display()))?;
     }
+    Ok(())
 }
 
 /// Reads a file of a stage and hashes it, chunk by chunk: `take` gets the number of the first block and the hashes.

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
 
 use super::receive::receive;
-use super::seed::seed;
+use super::seed::{Options, seed};
 use super::session::{Inbox, Session};
 use super::stock::Stock;
 use super::stream::{Reading, Sent, send};
@@ -112,8 +112,8 @@ impl Pair {
     fn seed(&mut self) -> Seeded {
         let basis = self.at("basis");
         let items = tree::walk(&basis, Flavour::MariaDb, &names(&basis)).unwrap().items;
-        let session = &self.destination.0;
-        seed(&mut self.stock, &basis, &items, Flavour::MariaDb, false, session).unwrap()
+        let options = Options { flavour: Flavour::MariaDb, copies: true, from_disk: false };
+        seed(&mut self.stock, &basis, &items, options, &self.destination.0).unwrap()
     }
 
     /// One pass; `during` happens to the source's files while it is under way.
@@ -369,6 +369,22 @@ fn what_nobody_has_touched_is_not_read_while_the_source_is_down() {
     settle();
     let (passed, _) = pair.pass(Pass::Cold, false, true, |_| ()).unwrap();
     assert_eq!((passed.read, passed.changed), (9 << 20, 0));
+}
+
+/// A destination's own world that is no basis goes when the first pass is over, and files of a pass that have gone leave nothing.
+#[test]
+fn what_the_source_does_not_have_makes_room_after_the_first_pass() {
+    let (mut pair, source) = nightly();
+    let (basis, stage) = (pair.at("basis"), pair.at("stage"));
+    std::fs::create_dir(basis.join("research")).unwrap();
+    std::fs::write(basis.join("research/own.ibd"), vec![7; 1 << 20]).unwrap();
+    assert_eq!(pair.seed().files, 3);
+    assert!(stage.join("research/own.ibd").exists());
+    pair.pass(Pass::Hot, true, false, |_| ()).unwrap();
+    assert!(!stage.join("research").exists());
+    std::fs::remove_file(source.join("shop/b.ibd")).unwrap();
+    pair.pass(Pass::Cold, false, false, |_| ()).unwrap();
+    assert!(content(&source) == content(&stage));
 }
 
 /// What a stage holds is not believed but read: damage to it after it was proven shows in what is sent, or in the proof.

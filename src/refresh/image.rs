@@ -110,10 +110,8 @@ impl Taking {
                 any.set(any.get() || seeded.bytes > 0);
                 let how = if seeded.shared { "shared with" } else { "copied from" };
                 let bytes = human_bytes(seeded.bytes);
-                report.note(
-                    d.host.0.name(),
-                    format!("basis: {} files, {bytes}, {how} the current generation", seeded.files),
-                );
+                let told = format!("basis: {} files, {bytes}, {how} the current generation", seeded.files);
+                report.note(d.host.0.name(), if seeded.bytes > 0 { told } else { "basis: none".to_owned() });
                 Ok(())
             })
             .await?;

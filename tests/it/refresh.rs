@@ -474,6 +474,40 @@ fn a_file_that_nobody_knows_goes_or_stays_as_told() {
     assert!(world.source.datadir().join("scratch.tmp1").exists());
 }
 
+/// With and without passes while the source runs, with and without something to compare with, each way over what the one before it left.
+#[test]
+fn every_way_to_take_the_image_gives_the_same() {
+    let world = World::new();
+    let ways: [(&str, &[(&str, &str)]); 6] = [
+        ("passes", &[]),
+        ("passes", &[("precopy_rounds", "1"), ("basis", "\"none\""), ("proof", "\"disk\"")]),
+        ("passes", &[("paranoid", "true"), ("proof", "\"disk\""), ("basis", "\"current\"")]),
+        ("whole", &[("precopy", "false"), ("paranoid", "false"), ("freeze", "\"none\"")]),
+        ("whole", &[("basis", "\"none\"")]),
+        ("passes", &[("precopy", "true"), ("max_rate", "\"20MB\""), ("basis", "\"current\"")]),
+    ];
+    let mut sent = Vec::new();
+    for (n, (way, settings)) in ways.into_iter().enumerate() {
+        for (key, value) in settings {
+            world.set(&format!("refreshes.nightly.{key}"), value);
+        }
+        world.stamp(n as u32);
+        let summary = summary(&world.call(&["--json", "--now", "nightly"]).run().expect(0));
+        check_refreshed(&world, world.destination(), &format!("prod-{n}"));
+        let taken = &summary["taken"];
+        assert!(taken == way || taken.get(way).is_some(), "{taken}, not {way}");
+        let (bytes, read, cold) =
+            (number(&summary, "bytes"), number(&summary, "read_bytes"), number(&summary, "cold_bytes"));
+        assert!(cold <= read && read >= bytes, "{summary}");
+        // all of it is read while the source is down only where that was asked for
+        let all_of_it = way == "whole" || settings.contains(&("paranoid", "true"));
+        assert_eq!(cold == bytes, all_of_it, "{summary}");
+        sent.push(number(&summary, "sent_bytes"));
+    }
+    assert!(sent[3] < sent[4] / 2, "what the destination has does not travel: {sent:?}");
+    assert!(sent[5] < sent[1] / 2, "what the destination has does not travel: {sent:?}");
+}
+
 #[test]
 fn every_way_to_send_and_to_prove_gives_the_same() {
     let world = World::new();
