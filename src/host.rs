@@ -351,7 +351,7 @@ impl SourceHost {
     }
     /// Freezes them.
     pub async fn freeze(&mut self) -> Outcome<()> {
-        self.0.done(SourceRequest::Freeze).await
+        self.0.done(SourceRequest::Freeze(self.0.context.extra.clone())).await
     }
     /// Removes what was frozen.
     pub async fn thaw(&mut self) -> Outcome<()> {

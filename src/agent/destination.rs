@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use super::engage::Engaged;
 use super::serve::Serve;
 use super::session::{Inbox, Session, WINDOW};
-use super::source::{blocking, prove_stopped, take_lock};
+use super::source::{blocking, take_lock};
 use super::sql::Sql;
 use super::stage::{self, Work};
 use super::stock::Stock;
+use super::stopped::prove_stopped;
 use super::{accounts, facts, isolated, receive, runtime, seed, server, swap, upgrade};
 use crate::lock::Lock;
 use crate::mysql::Flavour;
@@ -33,9 +34,10 @@ use crate::wire::message::{
 pub const MOVING_POINT: &str = "swap:moving";
 
 /// Fail points inside requests.
-pub const INNER_POINTS: [&str; 12] = [
+pub const INNER_POINTS: [&str; 13] = [
     "seed:half",
     "receive:first",
+    "receive:asked",
     "receive:end",
     "install:started",
     "install:accounts",

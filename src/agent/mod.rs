@@ -4,7 +4,6 @@
 //! other modules are the work itself. Nothing here knows the order of a run's steps.
 
 pub mod discover;
-mod freeze;
 pub mod gate;
 pub mod guard;
 pub mod lane;
@@ -21,6 +20,7 @@ mod defuse;
 mod drain;
 mod engage;
 mod facts;
+mod freeze;
 mod guest;
 mod index;
 mod isolated;
@@ -32,6 +32,7 @@ mod session;
 mod sql;
 mod stage;
 mod stock;
+mod stopped;
 mod stream;
 mod swap;
 mod tree;

@@ -31,6 +31,9 @@ use crate::wire::message::{Entry, Lack, Pass, ReceiveOptions};
 /// Chunks and files that wait for being read back.
 const QUEUE: usize = 64;
 
+/// Bytes that are written before somebody looks how much room there is.
+const LOOK: u64 = 64 << 20;
+
 /// A file of the stage, for both threads.
 struct Place {
     file: File,
@@ -89,6 +92,7 @@ pub fn receive(
             cold: options.pass == Pass::Cold,
             named: BTreeSet::new(),
             spare: first,
+            written: 0,
             proofs: tx,
             session,
         };
@@ -148,6 +152,8 @@ struct Writer<'a> {
     named: BTreeSet<RelPath>,
     /// There may still be a basis of things that nobody has named: room, if need be.
     spare: bool,
+    /// Bytes written since somebody last looked how much there is.
+    written: u64,
     proofs: SyncSender<Step>,
     session: &'a Session,
 }
@@ -236,6 +242,7 @@ impl Writer<'_> {
             }
             None => std::fs::DirBuilder::new().mode(mode | 0o700).create(&full).map_err(failed)?,
         }
+        std::fs::set_permissions(&full, std::fs::Permissions::from_mode((mode & 0o777) | 0o700)).map_err(failed)?;
         self.known.insert(path, Known::Dir);
         Ok(())
     }
@@ -296,6 +303,7 @@ impl Writer<'_> {
 
     /// Says which blocks are lacking, and by short hashes what is there instead.
     fn answer(&mut self, number: u32, offset: u64, hashes: &[Hash]) -> Outcome<()> {
+        failpoint::hit("receive:asked")?;
         let open = self.open.get(&number).ok_or_else(|| out_of_order("a question about a file that is not open"))?;
         let whole = offset.is_multiple_of(BLOCK as u64) && !hashes.is_empty() && hashes.len() <= CHUNK_BLOCKS;
         let first = offset / BLOCK as u64;
@@ -348,6 +356,16 @@ impl Writer<'_> {
         }
         if wanted == 0 {
             return Ok(());
+        }
+        self.written += chunk.raw.len() as u64;
+        if self.spare && self.written >= LOOK {
+            self.written = 0;
+            if super::freeze::roomy(self.stage)?.is_err() {
+                // before the server that serves from this filesystem finds it full
+                self.spare = false;
+                let named = &self.named;
+                keep_only(self.stage, self.known, |path, is| matches!(is, Known::Dir) || named.contains(path))?;
+            }
         }
         while let Err(error) = write(open, &chunk, wanted) {
             let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);

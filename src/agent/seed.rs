@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 
+use super::freeze;
 use super::index::Index;
 use super::receive::write_error;
 use super::server;
@@ -30,6 +31,9 @@ use crate::wire::message::Seeded;
 
 /// Files that are hashed at once, at most.
 const HANDS: usize = 4;
+
+/// Bytes that are copied before somebody looks whether there is still room, and a controller.
+const PIECE: u64 = 64 << 20;
 
 /// How often progress is told, in files.
 const TELL: usize = 256;
@@ -71,7 +75,9 @@ pub fn seed(stock: &mut Stock, datadir: &Path, items: &[Item], options: Options,
         std::fs::DirBuilder::new().mode(item.mode | 0o700).create(&full).map_err(|e| write_error(&full, &e))?;
         stock.known.insert(item.path.clone(), Known::Dir);
     }
-    let files: Vec<&Item> = items.iter().filter(wanted).filter(|item| !item.dir).collect();
+    // a length beyond the whole disk is nobody's table
+    let disk = rustix::fs::statvfs(&stock.stage).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+    let files: Vec<&Item> = items.iter().filter(wanted).filter(|item| !item.dir && item.len <= disk).collect();
     let seeding = Seeding {
         stage: &stock.stage,
         datadir,
@@ -122,7 +128,12 @@ impl Seeding<'_> {
                     lock(&self.known).insert(item.path.clone(), known);
                 }
                 Err(problem) => {
-                    lock(&self.failed).get_or_insert(problem);
+                    // a basis never costs the image: where room is short, there is less of it
+                    let short = freeze::roomy(self.stage).is_ok_and(|room| room.is_err());
+                    if self.session.is_gone() || !short {
+                        lock(&self.failed).get_or_insert(problem);
+                    }
+                    let _ = std::fs::remove_file(item.path.under(self.stage));
                     // nobody begins another one
                     self.next.store(self.files.len(), Ordering::Relaxed);
                     return;
@@ -175,6 +186,8 @@ impl Seeding<'_> {
             match rustix::fs::ioctl_ficlone(to, from) {
                 Ok(()) => return Ok(true),
                 Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
+                // of this one file only: btrfs keeps those apart whose blocks have no checksums
+                Err(Errno::INVAL) => {}
                 Err(_) => self.no_clones.store(true, Ordering::Relaxed),
             }
         }
@@ -182,59 +195,80 @@ impl Seeding<'_> {
             return Ok(false);
         }
         to.set_len(len)?;
-        copy_data(from, to, len)
+        self.copy_data(from, to, len)
     }
-}
 
-/// Copies what is not a hole. False: the original cannot be read.
-fn copy_data(from: &File, to: &File, len: u64) -> std::io::Result<bool> {
-    let mut at = 0;
-    while at < len {
-        let (begin, end) = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
-            // holes only, from here on
-            Err(Errno::NXIO) => return Ok(true),
-            Err(_) => (at, len),
-            Ok(begin) => (begin, rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(begin)).unwrap_or(len)),
-        };
-        if !copy_range(from, to, begin, end.min(len))? {
-            return Ok(false);
+    /// Whether to copy on: the server that serves from this filesystem must not find it full because of us.
+    fn may_go_on(&self) -> std::io::Result<()> {
+        if self.session.is_gone() {
+            return Err(ErrorKind::ConnectionAborted.into());
         }
-        at = end.max(begin + 1);
-    }
-    Ok(true)
-}
-
-fn copy_range(from: &File, to: &File, mut at: u64, end: u64) -> std::io::Result<bool> {
-    while at < end {
-        let (mut off_in, mut off_out) = (at, at);
-        match rustix::fs::copy_file_range(from, Some(&mut off_in), to, Some(&mut off_out), (end - at) as usize) {
-            // it has shrunk
-            Ok(0) => return Ok(true),
-            Ok(n) => at += n as u64,
-            Err(Errno::INTR) => {}
-            Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
-            Err(_) => return copy_by_hand(from, to, at, end),
+        match freeze::roomy(self.stage) {
+            Ok(Err(_)) => Err(ErrorKind::StorageFull.into()),
+            _ => Ok(()),
         }
     }
-    Ok(true)
-}
 
-/// Where the kernel cannot copy between these files.
-fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> std::io::Result<bool> {
-    let mut buffer = vec![0; CHUNK];
-    while at < end {
-        let want = (end - at).min(CHUNK as u64) as usize;
-        match from.read_at(&mut buffer[..want], at) {
-            Ok(0) => return Ok(true),
-            Ok(n) => {
-                to.write_all_at(&buffer[..n], at)?;
-                at += n as u64;
+    /// Copies what is not a hole. False: the original cannot be read.
+    fn copy_data(&self, from: &File, to: &File, len: u64) -> std::io::Result<bool> {
+        let mut at = 0;
+        while at < len {
+            let (begin, end) = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
+                // holes only, from here on
+                Err(Errno::NXIO) => return Ok(true),
+                Err(_) => (at, len),
+                Ok(begin) => (begin, rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(begin)).unwrap_or(len)),
+            };
+            if !self.copy_range(from, to, begin, end.min(len))? {
+                return Ok(false);
             }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => return Ok(false),
+            at = end.max(begin + 1);
         }
+        Ok(true)
     }
-    Ok(true)
+
+    fn copy_range(&self, from: &File, to: &File, mut at: u64, end: u64) -> std::io::Result<bool> {
+        while at < end {
+            self.may_go_on()?;
+            let (mut off_in, mut off_out) = (at, at);
+            match rustix::fs::copy_file_range(
+                from,
+                Some(&mut off_in),
+                to,
+                Some(&mut off_out),
+                (end - at).min(PIECE) as usize,
+            ) {
+                // it has shrunk
+                Ok(0) => return Ok(true),
+                Ok(n) => at += n as u64,
+                Err(Errno::INTR) => {}
+                Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
+                Err(_) => return self.copy_by_hand(from, to, at, end),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Where the kernel cannot copy between these files.
+    fn copy_by_hand(&self, from: &File, to: &File, mut at: u64, end: u64) -> std::io::Result<bool> {
+        let mut buffer = vec![0; CHUNK];
+        while at < end {
+            if at.is_multiple_of(PIECE) {
+                self.may_go_on()?;
+            }
+            let want = (end - at).min(CHUNK as u64) as usize;
+            match from.read_at(&mut buffer[..want], at) {
+                Ok(0) => return Ok(true),
+                Ok(n) => {
+                    to.write_all_at(&buffer[..n], at)?;
+                    at += n as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

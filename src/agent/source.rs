@@ -3,8 +3,6 @@
 //! Whatever it stopped, it starts again when the controller is gone.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,11 +11,11 @@ use super::engage::Engaged;
 use super::serve::Serve;
 use super::session::{Inbox, Session};
 use super::sql::Sql;
+use super::stopped::prove_stopped;
 use super::{drain, facts, freeze, guard, runtime, server, stream, tree};
 use crate::durable;
 use crate::lock::{self, Lock, Taken};
 use crate::mysql::files::Names;
-use crate::mysql::redo::{RedoFile, RedoVerdict, judge_mariadb, judge_mysql};
 use crate::mysql::{Flavour, Version};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::wire::facts::Identity;
@@ -44,7 +42,7 @@ pub struct Source {
     sent: Option<stream::Sent>,
     /// How this agent would freeze the datadir.
     way: Option<freeze::Way>,
-    frozen: Option<freeze::Frozen>,
+    frozen: Option<freeze::Watched>,
     /// Something may be frozen, or on its way to be.
     to_thaw: bool,
 }
@@ -110,8 +108,9 @@ impl Serve for Source {
                 let drained = drain::drain(&mut sql, &options, &self.session).await?;
                 if self.way.is_some() {
                     // what is written out now need not be when the server is down
-                    let datadir = self.open.instance.datadir.clone();
-                    blocking(move || freeze::prepare(&datadir)).await?;
+                    let place = freeze::Place::new(&self.open.instance, &self.identity.key);
+                    let way = self.way.clone();
+                    blocking(move || way.map_or(Ok(()), |way| freeze::prepare(&place, &way))).await?;
                 }
                 Ok(Reply::Drained(drained))
             }
@@ -138,7 +137,7 @@ impl Serve for Source {
                 self.way = way.as_ref().ok().cloned();
                 Ok(Reply::Freezable(way.map(|way| way.to_string())))
             }
-            SourceRequest::Freeze => self.freeze().await,
+            SourceRequest::Freeze(extra) => self.freeze(&extra).await,
             SourceRequest::Thaw => self.thaw().await.map(|()| Reply::Done),
         }
     }
@@ -146,13 +145,11 @@ impl Serve for Source {
     async fn abandoned(mut self) {
         let runtime = self.runtime.clone().unwrap_or_default();
         // nobody is left to tell: the guard stands behind us should this fail
-        if self.stopped && self.start(&runtime).await.is_err() {
-            return;
-        }
-        if self.drained {
+        let up = !self.stopped || self.start(&runtime).await.is_ok();
+        if up && self.drained {
             let _ = self.undrain(&runtime).await;
         }
-        if self.guarded {
+        if up && self.guarded {
             let _ = self.disarm().await;
         }
         if self.to_thaw {
@@ -297,17 +294,23 @@ impl Source {
     }
 
     /// Freezes the files of the stopped server, so that it can be started before they are read.
-    async fn freeze(&mut self) -> Outcome<Reply> {
+    async fn freeze(&mut self, extra: &Extra) -> Outcome<Reply> {
         let way = self.way.clone().filter(|_| self.stopped && self.frozen.is_none());
         let way = way.ok_or_else(|| Problem::failed("nothing is frozen but what a stopped server has left, once"))?;
         let place = freeze::Place::new(&self.open.instance, &self.identity.key);
-        let (names, flavour, run) = (self.names(&Extra::default()), self.flavour()?, self.run()?.to_owned());
+        let (names, flavour, run) = (self.names(extra), self.flavour()?, self.run()?.to_owned());
         self.to_thaw = true;
         let frozen = blocking(move || {
             let before = tree::walk(&place.datadir, flavour, &names)?;
+            copyable(&before)?;
             let frozen = freeze::take(&way, &place, &run, &before.items)?;
             still(&place.datadir, &before, &tree::walk(&place.datadir, flavour, &names)?)?;
-            Ok(frozen)
+            let there = tree::walk(frozen.datadir(), flavour, &names)?;
+            let same = |(a, b): (&tree::Item, &tree::Item)| (&a.path, a.dir, a.len) == (&b.path, b.dir, b.len);
+            if there.items.len() != before.items.len() || !there.items.iter().zip(&before.items).all(same) {
+                return Err(Problem::failed("what was frozen is not all that the datadir holds"));
+            }
+            Ok(freeze::Watched::new(frozen))
         })
         .await?;
         self.guard_stands("while the files were frozen")?;
@@ -345,7 +348,7 @@ impl Source {
             }));
         }
         let (session, flavour, names) = (self.session.clone(), self.flavour()?, self.names(&options.extra));
-        let datadir = frozen.as_ref().map_or(&*self.open.instance.datadir, freeze::Frozen::datadir).to_owned();
+        let datadir = frozen.as_ref().map_or(&*self.open.instance.datadir, freeze::Watched::datadir).to_owned();
         let (_, closed) = tokio::sync::mpsc::unbounded_channel();
         let mut lacks = std::mem::replace(&mut inbox.lacks, closed);
         let (sent, folder) = (self.sent.take(), self.open.instance.state_dir.clone());
@@ -358,17 +361,23 @@ impl Source {
                 }
             };
             let before = tree::walk(&datadir, flavour, &names)?;
-            if let Some(refusal) = before.facts.refusals.first().filter(|_| cold) {
-                return Err(Problem::failed("the datadir holds what may not be copied").cause(refusal.clone()));
+            if cold {
+                copyable(&before)?;
             }
-            let mut read = |watch: &(dyn Fn() -> Outcome<()> + Sync)| {
-                let (datadir, tree, options, lacks) = (&*datadir, &before, &options, &mut lacks);
-                stream::send(stream::Reading { datadir, tree, options, lacks, watch }, &mut sent, &session)
+            let watch = || frozen.as_ref().map_or(Ok(()), freeze::Watched::still);
+            let reading = stream::Reading {
+                datadir: &datadir,
+                tree: &before,
+                options: &options,
+                down,
+                lacks: &mut lacks,
+                watch: &watch,
             };
-            let result = match &frozen {
-                Some(frozen) => freeze::watched(frozen, read)?,
-                None => read(&|| Ok(()))?,
-            };
+            let result = stream::send(reading, &mut sent, &session);
+            // a reader that failed because everything had gone did not see why
+            watch()?;
+            let result = result?;
+            frozen.as_ref().map_or(Ok(()), freeze::Watched::held)?;
             if down {
                 still(&datadir, &before, &tree::walk(&datadir, flavour, &names)?)?;
             }
@@ -529,6 +538,14 @@ pub async fn take_lock(
     }
 }
 
+/// Whether a datadir may be copied at all.
+fn copyable(tree: &tree::Tree) -> Outcome<()> {
+    match tree.facts.refusals.first() {
+        Some(refusal) => Err(Problem::failed("the datadir holds what may not be copied").cause(refusal.clone())),
+        None => Ok(()),
+    }
+}
+
 /// Whether a datadir is as it was, and no server was started on it meanwhile.
 fn still(datadir: &Path, before: &tree::Tree, after: &tree::Tree) -> Outcome<()> {
     stream::unchanged(before, after)?;
@@ -545,54 +562,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Outcome<T> + Sen
         .unwrap_or_else(|error| Err(Problem::failed("work on this host failed").because(error)))
 }
 
-/// All proofs that a server stopped cleanly: no process holds its files, no marker of an unclean stop, and the redo log
-/// itself ends at its last checkpoint.
-pub fn prove_stopped(datadir: &Path, flavour: Flavour, names: &Names) -> Outcome<()> {
-    let not_clean = |why: String| Problem::failed("the server did not stop cleanly").cause(why);
-    if let Some(process) = server::find(datadir)? {
-        return Err(not_clean(format!("process {} still holds its files", process.pid)));
-    }
-    if let Some(reason) = tree::walk(datadir, flavour, names)?.unclean.first() {
-        return Err(not_clean(reason.clone()));
-    }
-    match judge_redo(datadir, flavour)? {
-        RedoVerdict::Clean => Ok(()),
-        RedoVerdict::NotClean(why) => Err(not_clean(why)),
-        RedoVerdict::Unknown(why) => Err(not_clean(format!("the redo log cannot be judged: {why}"))),
-    }
-}
-
 /// The run and its runtime state, as this host has recorded them; None: there is no record, or none that is understood.
 pub(super) fn kept(record: &Path) -> Option<(String, Runtime)> {
     std::fs::read(record).ok().and_then(|text| serde_json::from_slice(&text).ok())
-}
-
-fn judge_redo(datadir: &Path, flavour: Flavour) -> Outcome<RedoVerdict> {
-    const HEAD: usize = 16 * 1024;
-    let read_at = |file: &File, offset: u64, len: usize| {
-        let mut bytes = vec![0; len];
-        file.read_exact_at(&mut bytes, offset).ok().map(|()| bytes)
-    };
-    let open = |path: &Path| File::open(path).explain(|| format!("cannot open {}", path.display()));
-    if flavour == Flavour::MariaDb {
-        let file = open(&datadir.join("ib_logfile0"))?;
-        let Some(head) = read_at(&file, 0, HEAD) else {
-            return Ok(RedoVerdict::Unknown("ib_logfile0 is too short".into()));
-        };
-        let size = file.metadata().map(|meta| meta.len()).unwrap_or(0);
-        return Ok(judge_mariadb(&head, size, &mut |offset, len| read_at(&file, offset, len)));
-    }
-    let folder = datadir.join("#innodb_redo");
-    let mut files = Vec::new();
-    let mut judged = Vec::new();
-    for entry in std::fs::read_dir(&folder).explain(|| format!("cannot read {}", folder.display()))?.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("#ib_redo") && !name.ends_with("_tmp") {
-            let file = open(&entry.path())?;
-            let size = file.metadata().map(|m| m.len()).unwrap_or(0);
-            judged.push(RedoFile { name, head: read_at(&file, 0, 2048).unwrap_or_default(), size });
-            files.push(file);
-        }
-    }
-    Ok(judge_mysql(&judged, &mut |n, offset, len| files.get(n).and_then(|file| read_at(file, offset, len))))
 }

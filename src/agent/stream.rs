@@ -33,8 +33,9 @@ const QUEUE: usize = 4;
 /// Chunks that wait for the receivers' answer. As much is read ahead as a link with 40 ms of latency carries in a round trip.
 const ASKED: usize = 32;
 
-/// A file that was touched so shortly before it was read may have changed after within the same tick of a coarse clock.
-const RACY_NS: i128 = 2_000_000_000;
+/// A file that was touched so shortly before it was read may have changed after that without a new time: within a tick of a coarse clock,
+/// and by a write that had its time when it was asked for and reached the file only when the disk was done. The kernel gives a disk 30 s.
+const RACY_NS: i128 = 60_000_000_000;
 
 /// What the receivers have of each file, by what was sent in hot passes.
 pub struct Sent {
@@ -74,6 +75,8 @@ pub struct Reading<'a> {
     pub tree: &'a Tree,
     /// How to go about it.
     pub options: &'a StreamOptions,
+    /// The server is down, and waits for this.
+    pub down: bool,
     /// The receivers' answers.
     pub lacks: &'a mut UnboundedReceiver<Lack>,
     /// Called for every chunk; an error ends the pass.
@@ -150,8 +153,7 @@ enum Against {
 
 impl<'a> Reader<'a> {
     fn new(reading: Reading<'a>, sent: &'a mut Sent, out: SyncSender<Out>, session: &'a Session) -> Outcome<Self> {
-        let hot = reading.options.pass == Pass::Hot;
-        let guest = if hot { Guest::shy(reading.options.max_rate) } else { Guest::hasty() };
+        let guest = if reading.down { Guest::hasty() } else { Guest::shy(reading.options.max_rate) };
         let encoding = reading.options.level.map_or(Encoding::Plain, Encoding::Zstd);
         // answers to what an earlier pass has asked and left in vain
         while reading.lacks.try_recv().is_ok() {}
@@ -276,6 +278,7 @@ impl<'a> Reader<'a> {
             }
             self.passed.read += want as u64;
             (self.reading.watch)()?;
+            self.session.check()?;
             let hashes = pack::hashes(&raw);
             hashes.iter().enumerate().for_each(|(n, hash)| hasher.add(hash, BLOCK.min(want - n * BLOCK)));
             let first = offset / BLOCK as u64;
@@ -342,7 +345,8 @@ impl<'a> Reader<'a> {
     /// Sends on what is answered, until no more than `limit` chunks wait.
     fn settle(&mut self, limit: usize) -> Outcome<()> {
         loop {
-            let must = self.asked > limit || limit == 0;
+            // files without a block wait, too, and are open at the receivers
+            let must = self.asked > limit || limit == 0 || self.waiting.len() > 4 * ASKED;
             match self.waiting.front() {
                 None => return Ok(()),
                 Some(Waiting::End(_)) => {

@@ -138,6 +138,7 @@ impl Pair {
                 datadir: &source,
                 tree: &tree,
                 options: &options,
+                down: false,
                 lacks: &mut inbox.lacks,
                 watch: &|| Ok(()),
             };

@@ -300,7 +300,12 @@ async fn pipeline(
             }
             if precopy {
                 // what the drain has written is not left for the outage
+                let rounds = taking.rounds;
                 taking.settle(refresh, hosts, report, &run.cancel).await?;
+                if taking.rounds > rounds {
+                    // transactions may have begun meanwhile that are long by now
+                    hosts.source()?.drain(drain_options(refresh)).await?;
+                }
             }
             hosts.none_lost(limits.may_begin_anew)?;
             Ok((runtime, undrain))

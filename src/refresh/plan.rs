@@ -246,7 +246,7 @@ fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, 
             acts.push(format!("remove the previous generation, {}", human_bytes(facts.disk.previous_bytes)));
         }
         if policy.basis == Basis::Current {
-            acts.push("bring what it serves now into a stage, to compare with (clones, or copies)".into());
+            acts.push("bring what it serves now into a stage, to compare with (clones; else copies, if it came from a refresh)".into());
         }
         acts.push(format!(
             "receive {} into a stage beside {datadir} and prove it from this disk; {} available, {} remain free",

@@ -2,7 +2,8 @@
 //! take part have taken a chunk, so memory stays flat; one that fails or stalls is left out and never holds up the rest. What the
 //! source asks goes to all destinations, and it hears what any of them lacks.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -23,6 +24,10 @@ const WINDOW: u64 = 8 * 1024 * 1024;
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(200);
+
+/// How long a destination may take to prove what it has received last, where no outage depends on it: with `proof = "disk"` one large
+/// file may still have to be written out.
+const PROOF: Duration = Duration::from_secs(15 * 60);
 
 /// How often it is looked whether an answer is overdue.
 const LOOK: Duration = Duration::from_secs(1);
@@ -67,9 +72,10 @@ struct Lane<'a> {
     end: RefCell<Option<Outcome<Proof>>>,
     /// Wished when it takes no further part.
     out: Cancel,
-    /// Questions that it has answered.
-    answered: Cell<u64>,
 }
+
+/// Questions that not all have answered: file, offset, and number of blocks.
+type Asked = RefCell<VecDeque<(u32, u64, usize)>>;
 
 impl Lane<'_> {
     fn fail(&self, problem: Problem, report: &Reporter) {
@@ -98,10 +104,8 @@ pub async fn copy(hosts: &mut Hosts, options: Options, report: &Reporter, cancel
     let (source, destinations) = (hosts.source.as_mut(), &mut hosts.destinations);
     let source = source.ok_or_else(|| Problem::failed("this run has no source"))?;
     let mut live: Vec<&mut Destination> = destinations.iter_mut().filter(|d| d.failed.is_none()).collect();
-    let lanes: Vec<Lane<'_>> = live
-        .iter()
-        .map(|d| Lane { host: &d.host, end: RefCell::default(), out: Cancel::default(), answered: Cell::new(0) })
-        .collect();
+    let lanes: Vec<Lane<'_>> =
+        live.iter().map(|d| Lane { host: &d.host, end: RefCell::default(), out: Cancel::default() }).collect();
     let too_late = async {
         match options.deadline {
             Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -140,7 +144,7 @@ async fn stream(source: &SourceHost, lanes: &[Lane<'_>], options: &Options, repo
             () = lane.out.cancelled() => {}
         }
     }));
-    let asked = Cell::new(0);
+    let asked = Asked::default();
     let send = async {
         if options.first {
             source.connection()?.grant(WINDOW).await?;
@@ -155,14 +159,25 @@ async fn stream(source: &SourceHost, lanes: &[Lane<'_>], options: &Options, repo
     let ((passed, image), sent) = loop {
         tokio::select! {
             sent = &mut send => break sent?,
-            _ = &mut receive, if !received => received = true,
+            _ = &mut receive, if !received => {
+                received = true;
+                // a source that waits for answers sends nothing by which it would show
+                if let Some(problem) = judge(lanes, options.abort) {
+                    return Err(problem);
+                }
+            }
             problem = &mut relay => return Err(problem),
         }
     };
     // proofs of the last files may take their time, but not the other destinations' success with them
     if lanes.iter().any(|lane| lane.end.borrow().is_none()) {
         match options.deadline {
-            None => drop(receive.await),
+            None => {
+                if tokio::time::timeout(PROOF, receive).await.is_err() {
+                    let late = || Problem::failed(format!("its proof did not come within {} s", PROOF.as_secs()));
+                    lanes.iter().filter(|lane| lane.end.borrow().is_none()).for_each(|lane| lane.fail(late(), report));
+                }
+            }
             Some(deadline) => {
                 let late = deadline.checked_sub(Duration::from_millis(500)).unwrap_or(deadline);
                 if tokio::time::timeout_at(late.into(), receive).await.is_err() {
@@ -189,11 +204,14 @@ async fn pump(
     lanes: &[Lane<'_>],
     options: &Options,
     report: &Reporter,
-    asked: &Cell<u64>,
+    asked: &Asked,
 ) -> Outcome<u64> {
     let (mut sent, mut done, mut told) = (0u64, 0u64, Instant::now());
     let connection = source.connection()?;
     while let Some(piece) = connection.next_piece().await {
+        if let Piece::Entry(Entry::Ask { number, offset, hashes }) = &piece {
+            asked.borrow_mut().push_back((*number, *offset, hashes.len()));
+        }
         for lane in lanes.iter().filter(|lane| !lane.out.is_cancelled()) {
             tokio::select! {
                 // a failure to send shows as the failure of what it receives
@@ -215,7 +233,6 @@ async fn pump(
                 connection.grant(bytes.len() as u64).await?;
             }
             Piece::Entry(Entry::Ask { hashes, .. }) => {
-                asked.set(asked.get() + 1);
                 sent += size_of_val(hashes.as_slice()) as u64;
                 done += (hashes.len() * BLOCK) as u64;
             }
@@ -242,10 +259,11 @@ async fn relay(
     lanes: &[Lane<'_>],
     options: &Options,
     report: &Reporter,
-    asked: &Cell<u64>,
+    asked: &Asked,
 ) -> Problem {
     loop {
         let answers = join_all(lanes.iter().map(|lane| answer(lane, options, report, asked))).await;
+        asked.borrow_mut().pop_front();
         let together = answers.into_iter().flatten().reduce(|one, other| one.or(&other));
         let Some(lack) = together else {
             // whoever judges the lanes says why
@@ -259,15 +277,22 @@ async fn relay(
 }
 
 /// A lane's next answer; None: it takes no further part.
-async fn answer(lane: &Lane<'_>, options: &Options, report: &Reporter, asked: &Cell<u64>) -> Option<Lack> {
+async fn answer(lane: &Lane<'_>, options: &Options, report: &Reporter, asked: &Asked) -> Option<Lack> {
     let connection = lane.host.connection().ok()?;
     let mut owed_since = None;
     while !lane.out.is_cancelled() {
         tokio::select! {
             piece = connection.next_piece() => match piece {
                 Some(Piece::Lack(lack)) => {
-                    lane.answered.set(lane.answered.get() + 1);
-                    return Some(lack);
+                    let fits = asked.borrow().front().is_some_and(|(number, offset, blocks)| {
+                        (lack.number, lack.offset) == (*number, *offset)
+                            && lack.pages.len() == lack.blocks.count_ones() as usize
+                            && u32::from(lack.blocks).checked_shr(*blocks as u32).unwrap_or(0) == 0
+                    });
+                    if fits {
+                        return Some(lack);
+                    }
+                    lane.fail(Problem::failed("its answer does not fit what it was asked"), report);
                 }
                 Some(_) => lane.fail(Problem::failed("it sent a piece of an image"), report),
                 // its end, or its loss, is told where its proof is awaited
@@ -275,7 +300,7 @@ async fn answer(lane: &Lane<'_>, options: &Options, report: &Reporter, asked: &C
             },
             () = lane.out.cancelled() => {}
             () = tokio::time::sleep(LOOK) => {
-                let owes = asked.get() > lane.answered.get();
+                let owes = !asked.borrow().is_empty();
                 let since = *owed_since.get_or_insert_with(Instant::now);
                 if !owes {
                     owed_since = None;

@@ -189,8 +189,8 @@ pub enum SourceRequest {
     },
     /// Whether and how the files of the stopped server could be frozen; changes nothing.
     CanFreeze(FreezeWish),
-    /// Freeze the files of the stopped server, in the way that was found.
-    Freeze,
+    /// Freeze the files of the stopped server, in the way that was found; with the extra names that belong to the image.
+    Freeze(Extra),
     /// Remove what was frozen. Idempotent.
     Thaw,
 }

@@ -154,7 +154,7 @@ pub fn source_requests() -> Vec<SourceRequest> {
                 max_rate: Some(u64::MAX),
             }),
             SourceRequest::CanFreeze(FreezeWish::Lvm),
-            SourceRequest::Freeze,
+            SourceRequest::Freeze(Extra::default()),
             SourceRequest::Thaw,
             SourceRequest::StartServer(runtime()),
             SourceRequest::DisarmGuard,

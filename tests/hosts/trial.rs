@@ -87,7 +87,9 @@ impl<'a> Trial<'a> {
         }
         let quick = "[daemon]\nhost_timeout = \"5s\"\n[environments.prod.ssh]\nconnect_timeout = \"5s\"\n\
             [environments.rnd.ssh]\nconnect_timeout = \"5s\"\n";
-        let operator = Operator::sets_up(fleet, ("src", source), destinations, quick);
+        // everything travels, while the source is down: only that takes long enough for faults in its middle
+        let long = "freeze = \"none\"\nprecopy = false\nbasis = \"none\"\n";
+        let operator = Operator::sets_up(fleet, ("src", source), destinations, &format!("{long}{quick}"));
         for host in std::iter::once(&src).chain(&hosts) {
             host.sh("sed -i '/^\\[instances.main\\]/a start_timeout = \"15s\"\\nstop_timeout = \"10s\"' /etc/mysql-refreshd/host.toml");
         }

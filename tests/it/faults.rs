@@ -357,6 +357,19 @@ fn one_of_three_destination_agents_dies_and_the_others_finish() {
     world.recover().expect(0);
 }
 
+/// The source has asked all that it may ask, and sends nothing more: nobody hears from it that nobody is left to answer.
+#[test]
+fn a_destination_that_fails_while_the_source_waits_for_its_answers_ends_the_run() {
+    let world = fault_world();
+    world.refresh().run().expect(0);
+    for (n, action) in ["error", "kill", "cut"].into_iter().enumerate() {
+        let after = Aftermath::prepare(&world, n as u32 + 1);
+        let outcome = world.refresh().fault(&format!("destination:receive:asked={action}-at:90")).run();
+        after.as_promised(&outcome);
+        after.recovers();
+    }
+}
+
 #[test]
 fn a_slow_destination_does_not_keep_the_source_down() {
     let world = World::builder().destinations(2).build();

@@ -51,6 +51,9 @@ fn summary(outcome: &Outcome) -> serde_json::Value {
 fn a_source_on_xfs_or_btrfs_is_up_again_before_anything_is_copied() {
     for kind in ["xfs", "btrfs"] {
         let Some(world) = world_on_clones(kind) else { return };
+        // what is part of the image only because somebody says so is part of what is frozen
+        std::fs::write(world.source.datadir().join("my.odd-file"), "odd").unwrap();
+        world.set("refreshes.nightly.copy_files", "[\"my.odd-file\"]");
         world.stamp(7);
         let seven = world.content(&world.source);
         // the copy waits while the source serves, and while new rows come in that are not of this image
@@ -66,6 +69,7 @@ fn a_source_on_xfs_or_btrfs_is_up_again_before_anything_is_copied() {
         let summary = summary(&outcome);
         assert!(summary["taken"]["frozen"].as_str().unwrap().contains("beside the datadir"), "{summary}");
         assert_eq!(summary["cold_bytes"], 0);
+        assert_eq!(std::fs::read_to_string(world.destination().datadir().join("my.odd-file")).unwrap(), "odd");
         nothing_frozen(&world);
         world.refresh().run().expect(0);
         assert_eq!(world.content(world.destination()), eight);

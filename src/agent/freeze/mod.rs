@@ -17,10 +17,10 @@ mod zfs;
 mod tests;
 
 use std::fmt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,14 @@ pub use lvm::{Room, Volume};
 
 /// Fail points in here.
 pub const POINTS: [&str; 4] = ["freeze:journalled", "freeze:made", "freeze:taken", "freeze:removed"];
+
+/// Whether a filesystem has room beside what its server needs; an error in words: it has not.
+pub fn roomy(path: &Path) -> Outcome<Result<(), String>> {
+    mounts::roomy(path)
+}
+
+/// For files that are opened by name.
+const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 
 /// What everything of ours is called, before the run's id.
 const NAME: &str = "mysql-refreshd-";
@@ -196,9 +204,12 @@ pub fn choose(datadir: &Path, wish: Wish) -> Outcome<Result<Way, String>> {
     ];
     for (way, fits) in all {
         if wish == way || (wish == Wish::Auto && fits) {
-            match possible(&work, &mount, way)? {
-                Ok(way) => return Ok(Ok(way)),
-                Err(why) => reasons.push(why),
+            match possible(&work, &mount, way) {
+                Ok(Ok(way)) => return Ok(Ok(way)),
+                Ok(Err(why)) => reasons.push(why),
+                // whatever is wrong with it, there are other ways
+                Err(problem) if wish == Wish::Auto => reasons.push(problem.to_string()),
+                Err(problem) => return Err(problem),
             }
         }
     }
@@ -227,8 +238,15 @@ fn possible(work: &Work, mount: &mounts::Mount, way: Wish) -> Outcome<Result<Way
     }
 }
 
-/// Writes out what is in memory of the datadir's filesystem: what is done before the stop is not part of the outage.
-pub fn prepare(datadir: &Path) -> Outcome<()> {
+/// All that can be done before the stop, and is not part of the outage then: what an earlier run has left goes, there is room, and what is in
+/// memory of the datadir's filesystem is written out.
+pub fn prepare(place: &Place, way: &Way) -> Outcome<()> {
+    sweep(place)?;
+    let datadir = &place.datadir;
+    if shares_room(way) {
+        mounts::roomy(datadir)?
+            .map_err(|why| Problem::failed("the datadir cannot be frozen: its filesystem could run full").cause(why))?;
+    }
     let folder = std::fs::File::open(datadir).explain(|| format!("cannot open {}", datadir.display()))?;
     rustix::fs::syncfs(&folder).explain(|| format!("cannot write out {}", datadir.display()))
 }
@@ -269,38 +287,50 @@ impl Frozen {
     }
 }
 
-/// How often frozen files are looked at while they are read.
+/// How often frozen files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Reads frozen files while a thread looks at them: should they fill up, or be about to fill the source's filesystem, they are removed at once,
-/// whatever the reader waits for. It asks every so often whether they are still there; an error ends its work.
-pub fn watched<T>(frozen: &Frozen, read: impl FnOnce(&(dyn Fn() -> Outcome<()> + Sync)) -> Outcome<T>) -> Outcome<T> {
-    let gone: Mutex<Option<Problem>> = Mutex::default();
-    let gone_now = || gone.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let still = || gone_now().map_or(Ok(()), Err);
-    let (over, wait) = std::sync::mpsc::channel::<()>();
-    let result = std::thread::scope(|scope| {
-        let gone = &gone;
-        scope.spawn(move || {
+/// Frozen files that a thread looks at until this is dropped: should they fill up, or be about to fill the source's filesystem, they are
+/// removed at once, whatever their reader waits for.
+pub struct Watched {
+    frozen: Arc<Frozen>,
+    gone: Arc<Mutex<Option<Problem>>>,
+    _over: Sender<()>,
+}
+
+impl Watched {
+    /// From now on.
+    pub fn new(frozen: Frozen) -> Self {
+        let (frozen, gone) = (Arc::new(frozen), Arc::<Mutex<Option<Problem>>>::default());
+        let (over, wait) = channel();
+        let (looked_at, noted) = (frozen.clone(), gone.clone());
+        std::thread::spawn(move || {
             while wait.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-                let Err(problem) = frozen.check() else { continue };
-                let problem = match sweep(&frozen.place) {
-                    Ok(_) => problem,
-                    Err(left) => problem.cause(format!("and could not be removed: {left}")),
-                };
-                gone.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
-                return;
+                if let Err(problem) = looked_at.check() {
+                    noted.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
+                    // whoever reads has it open, and ends soon
+                    while sweep(&looked_at.place).is_err() && wait.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout)
+                    {
+                    }
+                    return;
+                }
             }
         });
-        let result = read(&still);
-        drop(over);
-        result
-    });
-    // what it looks like now counts, too; and a reader that failed only because everything had gone did not see why
-    still()?;
-    let value = result?;
-    frozen.check()?;
-    Ok(value)
+        Self { frozen, gone, _over: over }
+    }
+    /// Where it can be read.
+    pub fn datadir(&self) -> &Path {
+        self.frozen.datadir()
+    }
+    /// An error: they are not there any more, or not to be used.
+    pub fn still(&self) -> Outcome<()> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }
+    /// The same, looked at now: what was read until now may be used.
+    pub fn held(&self) -> Outcome<()> {
+        self.still()?;
+        self.frozen.check()
+    }
 }
 
 /// Freezes the datadir; what an earlier run left is removed first. The server must be stopped, and stay so until this returns. On failure
@@ -482,10 +512,28 @@ fn remove_clone(folder: &Path, made: Option<u64>) -> Outcome<()> {
             std::io::ErrorKind::DirectoryNotEmpty => not_ours(folder),
             _ => Problem::failed(of()).because(error),
         })?,
-        Some(inode) if ours && meta.ino() == inode => std::fs::remove_dir_all(folder).explain(of)?,
+        Some(inode) if ours && meta.ino() == inode => {
+            // whoever still has one open keeps no blocks alive
+            empty(folder);
+            std::fs::remove_dir_all(folder).explain(of)?;
+        }
         _ => return Err(not_ours(folder)),
     }
     Ok(())
+}
+
+/// Cuts all files below a folder of ours to nothing, as far as that can be done.
+fn empty(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => empty(&entry.path()),
+            Ok(kind) if kind.is_file() => {
+                let file = std::fs::OpenOptions::new().write(true).custom_flags(NO_FOLLOW).open(entry.path());
+                let _ = file.and_then(|file| file.set_len(0));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Makes it durable that nothing of ours is in the folder beside the datadir, and removes it and the work folder, unless they are in use.

@@ -218,8 +218,8 @@ fn a_snapshot_that_runs_full_is_thrown_away_and_production_goes_on() {
             table.sync_all().unwrap();
         };
         (0..60).for_each(|n| write(n, 1));
-        prepare(&point).unwrap();
         let (place, found) = (group.place(&point), way(&point, Wish::Lvm));
+        prepare(&place, &found).unwrap();
         let frozen = take(&found, &place, "r1", &items(&point)).unwrap();
         let mut given_up = None;
         for n in 0..60 {

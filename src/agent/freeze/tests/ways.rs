@@ -13,7 +13,7 @@ use crate::agent::receive::is_root;
 fn freeze_and_live_on(place: &Place, way: &Way) {
     let datadir = &place.datadir;
     let (before, beside) = (content(datadir), names(datadir.parent().unwrap()));
-    prepare(datadir).unwrap();
+    prepare(place, way).unwrap();
     let frozen = take(way, place, "20260101-000000-aa", &items(datadir)).unwrap();
     same(&content(datadir), &before, "nothing is written in the datadir");
     same(&content(frozen.datadir()), &before, &way.to_string());
@@ -217,7 +217,7 @@ fn twenty_thousand_files_take_no_time() {
             });
         }
         let (place, walked) = (volume.place(&datadir), items(&datadir));
-        prepare(&datadir).unwrap();
+        prepare(&place, &Way::Reflink { filesystem: "x".into() }).unwrap();
         for threads in [1, 2, 4] {
             let into = volume.top().join(format!("by-{threads}"));
             std::fs::create_dir(&into).unwrap();
