@@ -499,13 +499,26 @@ fn every_way_to_take_the_image_gives_the_same() {
         let (bytes, read, cold) =
             (number(&summary, "bytes"), number(&summary, "read_bytes"), number(&summary, "cold_bytes"));
         assert!(cold <= read && read >= bytes, "{summary}");
-        // all of it is read while the source is down only where that was asked for
+        // elsewhere that depends on when what was touched
         let all_of_it = way == "whole" || settings.contains(&("paranoid", "true"));
-        assert_eq!(cold == bytes, all_of_it, "{summary}");
+        assert!(cold == bytes || !all_of_it, "{summary}");
         sent.push(number(&summary, "sent_bytes"));
     }
     assert!(sent[3] < sent[4] / 2, "what the destination has does not travel: {sent:?}");
     assert!(sent[5] < sent[1] / 2, "what the destination has does not travel: {sent:?}");
+}
+
+#[test]
+fn what_nobody_has_touched_for_a_minute_is_not_read_while_the_source_is_down() {
+    let world = World::new();
+    world.refresh().run().expect(0);
+    world.source.sql("SET GLOBAL innodb_max_dirty_pages_pct = 0");
+    std::thread::sleep(Duration::from_secs(63));
+    world.stamp(3);
+    let summary = summary(&world.call(&["--json", "--now", "nightly"]).run().expect(0));
+    check_refreshed(&world, world.destination(), "prod-3");
+    let (bytes, cold) = (number(&summary, "bytes"), number(&summary, "cold_bytes"));
+    assert!(cold < bytes, "{cold} of {bytes}");
 }
 
 #[test]
