@@ -139,7 +139,7 @@ fn a_disk_that_fills_up_during_the_copy() {
     world.stamp(1);
     for (full, code) in [(vec![0], 6), (vec![0, 1], 1)] {
         let before: Vec<_> = world.destinations.iter().map(|s| (world.content(s), s.process())).collect();
-        let (call, hold) = world.refresh().hold("controller:copy:before");
+        let (call, hold) = world.refresh().hold("controller:precopy:before");
         let mut running = call.spawn();
         hold.reached(&mut running);
         for n in &full {
