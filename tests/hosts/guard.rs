@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::accounts;
 use crate::connections::{CAP, heavy, until_it_copies};
 use crate::fleet::{Fleet, Host, eventually};
-use crate::operator::Operator;
+use crate::operator::{Operator, WHOLE};
 use crate::watch::{Onlooker, Writer};
 
 /// The units of guards that systemd knows on a host, by name.
@@ -25,8 +25,8 @@ fn a_guard_of_systemds() {
     let (src, d1) = (fleet.host("src"), fleet.host("d1"));
     heavy(src);
     accounts::make(d1);
-    let slow = "max_outage = \"25s\"\n[daemon]\nhost_timeout = \"300s\"\n";
-    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "ssh")], "");
+    let slow = format!("{WHOLE}max_outage = \"25s\"\n[daemon]\nhost_timeout = \"300s\"\n");
+    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "ssh")], WHOLE);
 
     // a source that would stay down after a boot: not before the repair is there
     src.sh("systemctl disable -q mysql-refreshd-repair; systemctl disable -q mariadb");
@@ -77,7 +77,7 @@ fn a_guard_of_systemds() {
     operator.refreshd("recover").expect(0);
 
     // guard and agent hang, the controller is cut off: the timer is what is left
-    operator.configure(("src", "ssh"), &[("d1", "ssh")], slow);
+    operator.configure(("src", "ssh"), &[("d1", "ssh")], &slow);
     std::thread::scope(|scope| {
         let run = scope.spawn(|| operator.refreshd("--now nightly"));
         until_it_copies(src, d1);
@@ -99,7 +99,7 @@ fn a_guard_of_systemds() {
     drop(onlooker);
 
     fleet.hosts(&["net", "d1", "clear"]);
-    operator.configure(("src", "ssh"), &[("d1", "ssh")], "");
+    operator.configure(("src", "ssh"), &[("d1", "ssh")], WHOLE);
     let before = writer.committed();
     operator.refreshd("--now nightly").expect(0);
     writer.check(src, &[d1], before);

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::fleet::{Fleet, Host, Ran};
 
+/// Of a refresh: everything travels, and while the source is down. Only that takes long enough for something to happen in its middle.
+pub const WHOLE: &str = "freeze = \"none\"\nprecopy = false\nbasis = \"none\"\n";
+
 /// Where the operator has the project on the controller, built.
 pub const CHECKOUT: &str = "/home/deploy/mysql-refreshd";
 

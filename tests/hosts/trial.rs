@@ -13,7 +13,7 @@ use crate::accounts;
 use crate::dump::{self, Content, EVENTS_DISABLED, FILES_REMADE, MEMORY_EMPTIED};
 use crate::fleet::{Fleet, Host, Ran, eventually};
 use crate::mariadb::production;
-use crate::operator::Operator;
+use crate::operator::{Operator, WHOLE};
 use crate::watch::{Witness, Writer, stamp};
 
 /// The longest that a source may be down, whatever becomes of its run: 5 s of silence, a stop that is waited for, a start; on a
@@ -87,9 +87,7 @@ impl<'a> Trial<'a> {
         }
         let quick = "[daemon]\nhost_timeout = \"5s\"\n[environments.prod.ssh]\nconnect_timeout = \"5s\"\n\
             [environments.rnd.ssh]\nconnect_timeout = \"5s\"\n";
-        // everything travels, while the source is down: only that takes long enough for faults in its middle
-        let long = "freeze = \"none\"\nprecopy = false\nbasis = \"none\"\n";
-        let operator = Operator::sets_up(fleet, ("src", source), destinations, &format!("{long}{quick}"));
+        let operator = Operator::sets_up(fleet, ("src", source), destinations, &format!("{WHOLE}{quick}"));
         for host in std::iter::once(&src).chain(&hosts) {
             host.sh("sed -i '/^\\[instances.main\\]/a start_timeout = \"15s\"\\nstop_timeout = \"10s\"' /etc/mysql-refreshd/host.toml");
         }

@@ -299,6 +299,7 @@ fn a_setting_that_is_overruled_is_not_called_done() {
 fn a_stage_that_changed_after_its_proof_is_not_installed_unseen() {
     // the proof is read from the stage, so a block that went wrong on its way to the disk is found before the source starts
     let world = World::new();
+    world.set("refreshes.nightly.precopy", "false");
     let after = Aftermath::prepare(&world, 1);
     let (call, hold) = world.refresh().hold("destination:receive:end");
     let mut running = call.spawn();
@@ -374,6 +375,7 @@ fn a_destination_that_fails_while_the_source_waits_for_its_answers_ends_the_run(
 fn a_slow_destination_does_not_keep_the_source_down() {
     let world = World::builder().destinations(2).build();
     world.set("refreshes.nightly.max_outage", "\"6s\"").set("daemon.host_timeout", "\"4s\"");
+    world.set("refreshes.nightly.precopy", "false");
     let after = Aftermath::prepare(&world, 1);
     let (call, hold) = world.refresh().hold("destination@rnd/r2:receive:first");
     let mut running = call.spawn();
