@@ -353,6 +353,11 @@ impl SourceHost {
     pub async fn freeze(&mut self) -> Outcome<()> {
         self.0.done(SourceRequest::Freeze(self.0.context.extra.clone())).await
     }
+    /// Freezes the files of the running server at one moment. `wait`: how long to try to have its writes held. For how long they were.
+    pub async fn snapshot(&mut self, wait: Duration) -> Outcome<Duration> {
+        let request = SourceRequest::Snapshot { extra: self.0.context.extra.clone(), wait_ms: wait.as_millis() as u64 };
+        typed!(self.0, request, Reply::Snapped(ms) => Duration::from_millis(ms))
+    }
     /// Removes what was frozen.
     pub async fn thaw(&mut self) -> Outcome<()> {
         self.0.done(SourceRequest::Thaw).await

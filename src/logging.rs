@@ -162,7 +162,7 @@ fn log_summary(run: &str, s: &Summary) {
     let problem = s.problem.as_ref().map(ToString::to_string).unwrap_or_default();
     let (refreshed, failed) = (refreshed.join(","), failed.join(","));
     let (ending, code) = (s.ending.name(), failure::of_summary(s));
-    let outage_ms = s.outage_ms.unwrap_or(0);
+    let (outage_ms, held_ms) = (s.outage_ms.unwrap_or(0), s.held_ms.unwrap_or(0));
     let taken = s.taken.as_ref().map(ToString::to_string).unwrap_or_default();
     if code == failure::DONE {
         info!(
@@ -172,6 +172,7 @@ fn log_summary(run: &str, s: &Summary) {
             ending,
             code,
             outage_ms,
+            held_ms,
             total_ms = s.total_ms,
             files = s.files,
             bytes = s.bytes,
@@ -192,6 +193,7 @@ fn log_summary(run: &str, s: &Summary) {
             ending,
             code,
             outage_ms,
+            held_ms,
             total_ms = s.total_ms,
             files = s.files,
             bytes = s.bytes,

@@ -187,6 +187,8 @@ pub struct DestinationResult {
 pub enum Taken {
     /// From files that were frozen in this way, with the source up again.
     Frozen(String),
+    /// From a snapshot of the running server's files, made in this way.
+    Snapshot(String),
     /// In so many passes while the source ran, and one over what had changed by its stop.
     Passes(usize),
     /// All of it while the source was down.
@@ -204,6 +206,7 @@ impl fmt::Display for Taken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Taken::Frozen(way) => f.write_str(way),
+            Taken::Snapshot(way) => write!(f, "{way}, of the running server"),
             Taken::Passes(1) => f.write_str("one pass while the source ran, then what had changed"),
             Taken::Passes(n) => write!(f, "{n} passes while the source ran, then what had changed"),
             Taken::Whole => f.write_str("all of it while the source was down"),
@@ -226,6 +229,9 @@ pub struct Summary {
     pub not_put_back: Vec<Problem>,
     /// Milliseconds the source was down, as the controller saw it; None: it was not stopped.
     pub outage_ms: Option<u64>,
+    /// Milliseconds for which a running source's writes were held; None: they were not.
+    #[serde(default)]
+    pub held_ms: Option<u64>,
     /// Milliseconds in all.
     pub total_ms: u64,
     /// Files in the image.
@@ -282,6 +288,7 @@ impl Summary {
             problem: None,
             not_put_back: Vec::new(),
             outage_ms: None,
+            held_ms: None,
             total_ms: 0,
             files: 0,
             bytes: 0,

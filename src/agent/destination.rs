@@ -34,11 +34,12 @@ use crate::wire::message::{
 pub const MOVING_POINT: &str = "swap:moving";
 
 /// Fail points inside requests.
-pub const INNER_POINTS: [&str; 13] = [
+pub const INNER_POINTS: [&str; 14] = [
     "seed:half",
     "receive:first",
     "receive:asked",
     "receive:end",
+    "install:recovering",
     "install:started",
     "install:accounts",
     "install:changed",

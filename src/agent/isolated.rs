@@ -78,6 +78,11 @@ pub async fn install(plan: Plan<'_>, session: &Session) -> Outcome<Installed> {
     remove(&place)?;
     make_dir(&place)?;
     let password = random_password()?;
+    if plan.options.recover {
+        recover(&plan, &place, &password, session).await.map_err(|problem| with_log(problem, &place))?;
+        remove(&place)?;
+        make_dir(&place)?;
+    }
     let mut server = start(&plan, &place, &password)?;
     failpoint::reach("install:started").await?;
     let result = async {
@@ -95,6 +100,16 @@ pub async fn install(plan: Plan<'_>, session: &Session) -> Outcome<Installed> {
     check_stopped(&plan, &place)?;
     remove(&place)?;
     Ok(result)
+}
+
+/// A start for the recovery alone, and a clean stop: from there on the copy is like one of a stopped server, and held to the same rules.
+async fn recover(plan: &Plan<'_>, place: &Path, password: &str, session: &Session) -> Outcome<()> {
+    session.note("the copy is of a running server and recovers as from a crash").await;
+    let mut server = start(plan, place, password)?;
+    failpoint::reach("install:recovering").await?;
+    connect(plan, place, &mut server, password, session).await?.close().await;
+    stop(&mut server, plan.limit, session).await?;
+    check_log(place, |log| errorlog::problems_of_recovery(plan.flavour, log))
 }
 
 fn start(plan: &Plan<'_>, place: &Path, password: &str) -> Outcome<Server> {
@@ -236,15 +251,20 @@ async fn stop(server: &mut Server, limit: Duration, session: &Session) -> Outcom
 
 /// The copy must be as cleanly stopped as the source was, and its log without complaint.
 fn check_stopped(plan: &Plan<'_>, place: &Path) -> Outcome<()> {
-    let log = server::tail(&place.join("error.log"), 100_000);
-    if let Some(problem) = errorlog::problems(plan.flavour, &log).first() {
-        return Err(Problem::failed("the isolated start wrote an error into its log").cause(problem.clone()));
-    }
+    check_log(place, |log| errorlog::problems(plan.flavour, log))?;
     let names =
         Names::from_variables(&plan.work.stage(), plan.variables, &plan.options.extra.copy, &plan.options.extra.drop);
     let tree = tree::walk(&plan.work.stage(), plan.flavour, &names)?;
     match tree.unclean.first() {
         Some(reason) => Err(Problem::failed("the copy was not cleanly stopped").cause(reason.clone())),
+        None => Ok(()),
+    }
+}
+
+fn check_log(place: &Path, problems: impl Fn(&str) -> Vec<String>) -> Outcome<()> {
+    let log = server::tail(&place.join("error.log"), 100_000);
+    match problems(&log).first() {
+        Some(problem) => Err(Problem::failed("the isolated start wrote an error into its log").cause(problem.clone())),
         None => Ok(()),
     }
 }

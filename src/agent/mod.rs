@@ -22,6 +22,7 @@ mod engage;
 mod facts;
 mod freeze;
 mod guest;
+mod hold;
 mod index;
 mod isolated;
 mod receive;

@@ -12,7 +12,7 @@ use super::serve::Serve;
 use super::session::{Inbox, Session};
 use super::sql::Sql;
 use super::stopped::prove_stopped;
-use super::{drain, facts, freeze, guard, runtime, server, stream, tree};
+use super::{drain, facts, freeze, guard, hold, runtime, server, stream, tree};
 use crate::durable;
 use crate::lock::{self, Lock, Taken};
 use crate::mysql::files::Names;
@@ -22,7 +22,7 @@ use crate::wire::facts::Identity;
 use crate::wire::message::{Extra, Holder, Open, Pass, Reply, Role, Runtime, SourceRequest, StreamOptions};
 
 /// Fail points inside requests.
-pub const INNER_POINTS: [&str; 3] = ["stop-server:stopped", "stream:half", "stream:hot-half"];
+pub const INNER_POINTS: [&str; 4] = ["stop-server:stopped", "stream:half", "stream:hot-half", "snapshot:held"];
 
 /// An opened source agent.
 pub struct Source {
@@ -43,6 +43,8 @@ pub struct Source {
     /// How this agent would freeze the datadir.
     way: Option<freeze::Way>,
     frozen: Option<freeze::Watched>,
+    /// It is of a running server.
+    running: bool,
     /// Something may be frozen, or on its way to be.
     to_thaw: bool,
 }
@@ -68,6 +70,7 @@ impl Serve for Source {
             sent: None,
             way: None,
             frozen: None,
+            running: false,
             to_thaw: false,
         };
         Ok((source, reply))
@@ -138,6 +141,7 @@ impl Serve for Source {
                 Ok(Reply::Freezable(way.map(|way| way.to_string())))
             }
             SourceRequest::Freeze(extra) => self.freeze(&extra).await,
+            SourceRequest::Snapshot { extra, wait_ms } => self.snapshot(&extra, Duration::from_millis(wait_ms)).await,
             SourceRequest::Thaw => self.thaw().await.map(|()| Reply::Done),
         }
     }
@@ -318,6 +322,28 @@ impl Source {
         Ok(Reply::Done)
     }
 
+    /// Freezes the files of the running server as they are at one moment, with its writes held for as long as that takes.
+    async fn snapshot(&mut self, extra: &Extra, wait: Duration) -> Outcome<Reply> {
+        let way = self.way.clone().filter(|way| way.is_atomic() && !self.stopped && self.frozen.is_none());
+        let way = way.ok_or_else(|| Problem::failed("a running server is frozen at one moment or not at all, once"))?;
+        (self.running, self.to_thaw) = (true, true);
+        let place = freeze::Place::new(&self.open.instance, &self.identity.key);
+        let (names, flavour, run) = (self.names(extra), self.flavour()?, self.run()?.to_owned());
+        let (at, by) = (place.clone(), way.clone());
+        blocking(move || {
+            copyable(&tree::walk(&at.datadir, flavour, &names)?)?;
+            freeze::prepare(&at, &by)
+        })
+        .await?;
+        let held = hold::hold(self.sql().await?, flavour, wait, &self.session).await?;
+        crate::failpoint::reach("snapshot:held").await?;
+        let frozen = blocking(move || freeze::take(&way, &place, &run, &[])).await;
+        // whatever became of it, nobody waits any longer
+        let held = held.release().await;
+        self.frozen = Some(freeze::Watched::new(frozen?));
+        Ok(Reply::Snapped(held?.as_millis() as u64))
+    }
+
     async fn thaw(&mut self) -> Outcome<()> {
         self.frozen = None;
         let place = freeze::Place::new(&self.open.instance, &self.identity.key);
@@ -328,7 +354,8 @@ impl Source {
 
     /// What the names in the datadir mean.
     fn names(&self, extra: &Extra) -> Names {
-        Names::from_variables(&self.open.instance.datadir, &self.variables, &extra.copy, &extra.drop)
+        let names = Names::from_variables(&self.open.instance.datadir, &self.variables, &extra.copy, &extra.drop);
+        if self.running { names.of_running() } else { names }
     }
 
     fn guard_stands(&self, when: &str) -> Outcome<()> {

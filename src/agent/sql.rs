@@ -19,6 +19,9 @@ const QUERY_LIMIT: Duration = Duration::from_secs(60);
 /// Time a log-in may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
+/// A lock was not to be had in the session's `lock_wait_timeout`.
+const ER_LOCK_WAIT_TIMEOUT: u16 = 1205;
+
 /// One connection.
 pub struct Sql {
     conn: Conn,
@@ -54,6 +57,17 @@ impl Sql {
     /// Runs a statement without result.
     pub async fn execute(&mut self, statement: &str) -> Outcome<()> {
         self.bounded(statement, QUERY_LIMIT, async |conn: &mut Conn| conn.query_drop(statement).await).await
+    }
+
+    /// The same for a statement that waits for locks; false: it did not get them in `lock_wait_timeout`.
+    pub async fn within_lock_wait(&mut self, statement: &str) -> Outcome<bool> {
+        let failed = || Problem::failed(format!("the server refused: {}", shorten(statement)));
+        match tokio::time::timeout(QUERY_LIMIT, self.conn.query_drop(statement)).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(Error::Server(error))) if error.code == ER_LOCK_WAIT_TIMEOUT => Ok(false),
+            Ok(Err(error)) => Err(failed().because(&error)),
+            Err(_) => Err(failed().cause(format!("no answer within {} s", QUERY_LIMIT.as_secs()))),
+        }
     }
 
     /// Runs a statement with parameters, as often as there are rows.

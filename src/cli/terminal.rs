@@ -184,6 +184,9 @@ pub fn summary(s: &crate::report::Summary) -> String {
         let parts = s.outage_parts().filter(|parts| !parts.is_empty()).map_or_else(String::new, |p| format!(" ({p})"));
         lines.push(format!("  source down   {}{parts}", seconds(outage)));
     }
+    if let Some(held) = s.held_ms {
+        lines.push(format!("  not stopped   its writes were held for {}", seconds(held)));
+    }
     if let Some(image) = &s.image {
         lines.push(format!(
             "  image         {} files, {}, sent {}, BLAKE3 {}",

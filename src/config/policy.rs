@@ -86,7 +86,16 @@ choice! {
     Method {
         /// From the files of the cleanly stopped server.
         Cold = "cold",
-    } later ["snapshot", "hot", "logical"]
+        /// From a snapshot of the running server's filesystem; nothing is stopped.
+        Snapshot = "snapshot",
+    } later ["hot", "logical"]
+}
+
+impl Method {
+    /// Whether the source is stopped for it.
+    pub fn stops(self) -> bool {
+        self == Method::Cold
+    }
 }
 
 choice! {

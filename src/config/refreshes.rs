@@ -11,7 +11,7 @@ use chrono_tz::Tz;
 
 use super::form::{self, Form, choice, cited, nearest};
 use super::model::{Environment, HostId, Refresh};
-use super::policy::{Method, Policy};
+use super::policy::{Freeze, Method, Policy};
 use super::reader::{Reader, Section};
 use super::schedule::Schedule;
 use super::timing::{self, Blackout, CatchUp};
@@ -51,6 +51,14 @@ fn refresh<'v>(
     let enabled = reader.or(section, "enabled", form::FLAG, true);
     let method = reader.or(section, "method", choice(), Method::default());
     let policy = policy(reader, section);
+    if method == Method::Snapshot && matches!(policy.freeze, Freeze::None | Freeze::Reflink) {
+        let what = format!(
+            "a running server is copied from one snapshot of all its files, which `freeze = \"{}\"` does not make",
+            policy.freeze
+        );
+        let hint = "Use `freeze = \"auto\"`, \"btrfs\", \"lvm\" or \"zfs\", or `method = \"cold\"`.".to_owned();
+        reader.fail(&section.key("method"), what, Some(hint));
+    }
     let source = source.and_then(|text| source_host(reader, &section.key("source"), &text, environments));
     let destinations =
         destinations.and_then(|list| destination_hosts(reader, &section.key("destinations"), &list, environments));

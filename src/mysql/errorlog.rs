@@ -45,6 +45,21 @@ const SIGNS_MARIADB: [&str; 6] = [
     "marked as crashed",
 ];
 
+/// Those of the signs that say that a server recovers as from a crash, and nothing else.
+const RECOVERY: [&str; 5] = [
+    "MY-010229",
+    "MY-012552",
+    "InnoDB: Starting crash recovery",
+    "InnoDB: To recover:",
+    "Aria engine: starting recovery",
+];
+
+/// The lines of `log` that must fail the start on a copy of a running server, which has to recover.
+pub fn problems_of_recovery(flavour: Flavour, log: &str) -> Vec<String> {
+    let recovers = |line: &String| RECOVERY.iter().any(|sign| line.contains(sign)) && !is_error(line);
+    problems(flavour, log).into_iter().filter(|line| !recovers(line)).collect()
+}
+
 /// Longest line handed on.
 const LONGEST: usize = 500;
 
@@ -129,6 +144,22 @@ Version: '10.11.19-MariaDB-0+deb12u1'  socket: '/x/s.sock'  port: 0  Debian 12
             assert_eq!(problems(Flavour::MySql, &format!("{line}\n")), [line]);
             assert_eq!(problems(Flavour::Percona, line), [line]);
         }
+    }
+
+    #[test]
+    fn a_copy_of_a_running_server_may_recover_and_nothing_else() {
+        let log = "2026-11-22 20:09:53 0 [Note] InnoDB: Starting crash recovery from checkpoint LSN=76445\n\
+                   2026-11-22 20:09:53 0 [Note] InnoDB: To recover: 14 pages\n\
+                   2026-11-22 20:09:55 0 [Note] mariadbd: Aria engine: starting recovery\n";
+        assert_eq!(problems(Flavour::MariaDb, log).len(), 3);
+        assert_eq!(problems_of_recovery(Flavour::MariaDb, log), [""; 0]);
+        let crashed =
+            "2026-11-22 20:09:59 8 [ERROR] mariadbd: Table './a/b' is marked as crashed and should be repaired";
+        assert_eq!(problems_of_recovery(Flavour::MariaDb, &format!("{log}{crashed}\n")), [crashed]);
+        let mysql = "2026-11-22T20:06:21.0Z 0 [System] [MY-010229] [Server] Starting XA crash recovery...\n";
+        assert_eq!(problems_of_recovery(Flavour::MySql, mysql), [""; 0]);
+        let torn = "2026-11-22T20:06:21.0Z 1 [ERROR] [MY-012552] [InnoDB] something else";
+        assert_eq!(problems_of_recovery(Flavour::MySql, torn), [torn]);
     }
 
     proptest! {

@@ -58,6 +58,8 @@ pub struct Names {
     own: BTreeSet<String>,
     copy: Vec<String>,
     drop: Vec<String>,
+    /// The server was running: what its recovery needs is part of the image.
+    running: bool,
 }
 
 const NUMBERED: [&str; 2] = ["log_bin_basename", "relay_log_basename"];
@@ -105,7 +107,14 @@ impl Names {
             own: places(&OWN),
             copy: copy.to_vec(),
             drop: drop.to_vec(),
+            running: false,
         }
+    }
+
+    /// The same for files as a running server has them at one moment.
+    #[must_use]
+    pub fn of_running(self) -> Self {
+        Self { running: true, ..self }
     }
 
     /// The class of a file that a variable names.
@@ -196,7 +205,8 @@ fn top(flavour: Flavour, names: &Names, name: &str, kind: EntryKind) -> Class {
     if kind == EntryKind::Dir {
         return folder(flavour, names, name);
     }
-    let known = names.class(name).or_else(|| common_file(name)).or_else(|| match flavour {
+    let recovers = (names.running && is_for_recovery(flavour, name)).then_some(Class::Copy);
+    let known = recovers.or_else(|| names.class(name)).or_else(|| common_file(name)).or_else(|| match flavour {
         Flavour::MariaDb => mariadb_file(name),
         Flavour::MySql | Flavour::Percona => mysql_file(name),
     });
@@ -355,6 +365,16 @@ fn mysql_file(name: &str) -> Option<Class> {
         },
     };
     Some(class)
+}
+
+/// What a server looks at when it recovers from a crash, and removes or makes anew by itself: the log of table changes under way (MariaDB
+/// 10.11), pages that may have been torn, undo tablespaces that were being cut (MySQL 9.7).
+fn is_for_recovery(flavour: Flavour, name: &str) -> bool {
+    if flavour == Flavour::MariaDb {
+        return name == "ddl_recovery.log";
+    }
+    let undo = name.strip_prefix("undo_").and_then(|rest| rest.strip_suffix("_trunc.log"));
+    name.ends_with(".dblwr") || name.ends_with(".bdblwr") || undo.is_some_and(is_number)
 }
 
 fn is_number(text: &str) -> bool {

@@ -24,6 +24,8 @@ const LITTLE: u64 = 32 << 20;
 pub struct Taking {
     /// The way in which the source's files will be frozen, in words; None: they will not be.
     pub frozen: Option<String>,
+    /// They will be frozen while it runs.
+    running: bool,
     options: Fixed,
     /// Passes made while the source ran.
     pub rounds: usize,
@@ -52,8 +54,10 @@ struct Fixed {
 
 /// How the source's files would be frozen, by the operator's wish; an error if that wish cannot be had.
 pub async fn way(refresh: &Refresh, hosts: &mut Hosts, report: &Reporter) -> Outcome<Option<String>> {
+    let stops = refresh.method.stops();
     let wish = match refresh.policy.freeze {
         Freeze::None => return Ok(None),
+        Freeze::Auto if !stops => FreezeWish::Atomic,
         Freeze::Auto => FreezeWish::Auto,
         Freeze::Reflink => FreezeWish::Reflink,
         Freeze::Btrfs => FreezeWish::Btrfs,
@@ -65,6 +69,11 @@ pub async fn way(refresh: &Refresh, hosts: &mut Hosts, report: &Reporter) -> Out
         Err(why) if wish == FreezeWish::Auto => {
             report.note(&refresh.source, format!("nothing is frozen: {why}"));
             Ok(None)
+        }
+        Err(why) if !stops => {
+            let what = format!("no snapshot can be made of the files of {} while its server runs", refresh.source);
+            let hint = "Set `method = \"cold\"`, or put the datadir on btrfs, ZFS, or a logical volume with room for a snapshot.";
+            Err(Problem::refused(what).cause(why).hint(hint))
         }
         Err(why) => {
             let what =
@@ -80,6 +89,7 @@ impl Taking {
         let policy = &refresh.policy;
         Self {
             frozen,
+            running: !refresh.method.stops(),
             options: Fixed {
                 level: level(policy.compression, hosts),
                 from_disk: policy.proof == Proof::Disk,
@@ -220,6 +230,7 @@ impl Taking {
     /// How.
     pub fn taken(&self) -> Taken {
         match (&self.frozen, self.rounds) {
+            (Some(way), _) if self.running => Taken::Snapshot(way.clone()),
             (Some(way), _) => Taken::Frozen(way.clone()),
             (None, 0) => Taken::Whole,
             (None, n) => Taken::Passes(n),

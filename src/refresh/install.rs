@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::hosts::Destination;
 use super::safety::upgrades;
 use super::undo::Undo;
-use crate::config::{Accounts, Events, KeepPrevious, Layout, Policy, Refresh, XaPrepared};
+use crate::config::{Accounts, Events, KeepPrevious, Layout, Method, Policy, Refresh, XaPrepared};
 use crate::mysql::Flavour;
 use crate::mysql::variables::layout_variables;
 use crate::problem::{Outcome, Problem};
@@ -83,6 +83,7 @@ pub async fn install(destination: &mut Destination, shared: &Shared<'_>, report:
         disable_events: policy.events == Events::Disable,
         rollback_xa: policy.xa_prepared == XaPrepared::Rollback,
         upgrade,
+        recover: shared.refresh.method == Method::Snapshot,
         extra: shared.extra.clone(),
     };
     let installed = match destination.resumed.take() {

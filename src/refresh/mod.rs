@@ -15,6 +15,7 @@ mod install;
 mod locking;
 mod preflight;
 mod safety;
+mod take;
 mod transfer;
 
 use std::time::{Duration, Instant};
@@ -23,17 +24,13 @@ use hosts::{Descriptions, Hosts};
 use image::Taking;
 use undo::Undo;
 
-use crate::config::{Config, LongTransactions, OnBusy, OnDestinationFailure, Refresh};
+use crate::config::{Config, Method, OnBusy, OnDestinationFailure, Refresh};
 use crate::host::{Context, SourceHost, Typed};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::report::{Ending, Event, Pulse, Reporter, Sink, Step, Summary};
 use crate::run::{Cancel, Run, new_id, pauses};
 use crate::store::Store;
-use crate::wire::message::{DrainOptions, Extra, Holder, Origin, Runtime};
-
-/// What a run leaves for the way back and for destinations to be told that they failed, in time: part of `max_outage` that is
-/// not spent on copying.
-const START_RESERVE: Duration = Duration::from_secs(10);
+use crate::wire::message::{Extra, Holder, Origin, Runtime};
 
 /// Before the first new attempt of a run whose connections were lost.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -65,6 +62,8 @@ pub struct Job<'a> {
 #[derive(Default)]
 struct Figures {
     outage: Option<Duration>,
+    /// A running source's writes were held for so long.
+    held: Option<Duration>,
     taking: Option<Taking>,
 }
 
@@ -236,7 +235,6 @@ async fn pipeline(
 ) -> Outcome<()> {
     let (policy, report) = (&refresh.policy, &run.report);
     let abort = policy.on_destination_failure == OnDestinationFailure::Abort;
-    let source = refresh.source.clone();
 
     run.step(Step::Lock, locking::take_all(run, hosts, &config.daemon.state_dir, limits.patience)).await?;
 
@@ -274,103 +272,16 @@ async fn pipeline(
     })
     .await?;
 
-    if precopy {
-        run.step(Step::Precopy, async {
-            taking.hot(refresh, hosts, report, &run.cancel).await?;
-            hosts.none_lost(limits.may_begin_anew)
-        })
-        .await?;
-    }
-
-    let (runtime, undrain) = run
-        .step(Step::Drain, async {
-            limits.may_go_on(refresh)?;
-            let runtime = hosts.source()?.record_runtime().await?;
-            let undrain = run.arm(Undo::Undrain { host: source.clone(), runtime: runtime.clone() })?;
-            let drained = hosts.source()?.drain(drain_options(refresh)).await?;
-            report.note(
-                &source,
-                format!("drained: {} dirty pages before, {} after", drained.dirty_before, drained.dirty_after),
-            );
-            if drained.left_open > 0 {
-                report.warn(
-                    &source,
-                    format!("{} long transaction(s) will be rolled back by the stop", drained.left_open),
-                );
-            }
-            if precopy {
-                // what the drain has written is not left for the outage
-                let rounds = taking.rounds;
-                taking.settle(refresh, hosts, report, &run.cancel).await?;
-                if taking.rounds > rounds {
-                    // transactions may have begun meanwhile that are long by now
-                    hosts.source()?.drain(drain_options(refresh)).await?;
-                }
-            }
-            hosts.none_lost(limits.may_begin_anew)?;
-            Ok((runtime, undrain))
-        })
-        .await?;
-
-    let guard = run
-        .step(Step::Guard, async {
-            limits.may_go_on(refresh)?;
-            let guard = run.arm(Undo::DisarmGuard { host: source.clone() })?;
-            let lease = config.daemon.host_timeout.as_secs().max(5);
-            hosts.source()?.arm_guard(policy.max_outage.as_secs().max(1), lease).await?;
-            Ok(guard)
-        })
-        .await?;
-
-    // armed before the start is: should it come to that, nobody's start waits for the removal
-    let thaw = match &taking.frozen {
-        Some(_) => Some(run.arm(Undo::Thaw { host: source.clone() })?),
-        None => None,
+    let (runtime, taken) = match refresh.method {
+        Method::Cold => {
+            let at = take::Attempt { run, config, refresh, limits, stopped_at };
+            take::of_stopped(at, hosts, taking, &mut figures.outage, precopy).await?
+        }
+        Method::Snapshot => {
+            let taken = take::of_running(run, refresh, limits, hosts, taking, &mut figures.held).await?;
+            (Runtime::default(), taken)
+        }
     };
-
-    let start = run
-        .step(Step::Stop, async {
-            let start = run.arm(Undo::StartServer { host: source.clone(), runtime: runtime.clone() })?;
-            stopped_at.set(Some(Instant::now()));
-            hosts.source()?.stop_server().await?;
-            Ok(start)
-        })
-        .await?;
-    let down = stopped_at.get().unwrap_or_else(Instant::now);
-    let taken = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-
-    if thaw.is_some() {
-        run.step(Step::Freeze, async { hosts.source()?.freeze().await }).await?;
-    } else {
-        let deadline = deadline(policy.max_outage, down);
-        run.step(Step::Copy, taking.cold(Some(deadline), refresh, hosts, report, &run.cancel)).await?;
-        run.step(Step::Prove, async { hosts.judge(abort) }).await?;
-    }
-
-    // from here on the wish to stop waits until the source is back
-    run.must(Step::Start, async { run.fire(start, hosts).await }).await?;
-    figures.outage = Some(down.elapsed());
-    run.settle(undrain)?;
-
-    run.must(Step::Disarm, async {
-        run.fire(guard, hosts).await?;
-        match &hosts.guard_fired {
-            None => Ok(()),
-            Some(why) => {
-                Err(Problem::failed("the guard had started the source; the image is thrown away").cause(why.clone()))
-            }
-        }
-    })
-    .await?;
-
-    if let Some(thaw) = thaw {
-        run.step(Step::Copy, taking.cold(None, refresh, hosts, report, &run.cancel)).await?;
-        run.step(Step::Prove, async { hosts.judge(abort) }).await?;
-        // it stays armed, and is tried again at the end: no reason to leave destinations as they were
-        if let Err(problem) = run.fire(thaw, hosts).await {
-            report.warn(&source, format!("the frozen files are not removed yet: {problem}"));
-        }
-    }
     let (_, image) = taking.image.ok_or_else(|| Problem::failed("there is no image"))?;
 
     let shared = install::Shared {
@@ -449,21 +360,8 @@ async fn caught_up(source: Option<&mut SourceHost>, runtime: &Runtime, report: &
     }
 }
 
-fn drain_options(refresh: &Refresh) -> DrainOptions {
-    DrainOptions {
-        limit_ms: refresh.policy.drain_timeout.as_millis() as u64,
-        long_ms: refresh.policy.long_transaction_age.as_millis() as u64,
-        wait_for_long: refresh.policy.long_transactions == LongTransactions::Wait,
-    }
-}
-
 fn extra(refresh: &Refresh) -> Extra {
     Extra { copy: refresh.policy.copy_files.clone(), drop: refresh.policy.drop_files.clone() }
-}
-
-/// When the copy must have ended, for the source to be back in time.
-fn deadline(max_outage: Duration, down: Instant) -> Instant {
-    down + max_outage.saturating_sub(START_RESERVE.min(max_outage / 4))
 }
 
 /// Puts back everything that is still armed. After a failure all connections are closed first: agents end what is under way,
@@ -516,6 +414,7 @@ fn summarise(
         problem,
         not_put_back: left,
         outage_ms: figures.outage.map(|d| d.as_millis() as u64),
+        held_ms: figures.held.map(|d| d.as_millis() as u64),
         total_ms: begun.elapsed().as_millis() as u64,
         files: totals.map_or(0, |(totals, _)| totals.files),
         bytes: totals.map_or(0, |(totals, _)| totals.bytes),

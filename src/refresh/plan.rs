@@ -86,6 +86,7 @@ pub async fn plan(
         None
     });
     let taken = match way {
+        way if !refresh.method.stops() => Taken::Snapshot(way.unwrap_or_else(|| "a snapshot".to_owned())),
         Some(way) => Taken::Frozen(way),
         None if refresh.policy.precopy => Taken::Passes(refresh.policy.precopy_rounds.max(1)),
         None => Taken::Whole,
@@ -120,6 +121,10 @@ struct Prediction {
 
 /// From the last run whose image was taken in the same way, else from assumptions that are named.
 fn predict(refresh: &Refresh, store: Option<&Store>, taken: &Taken, bytes: u64) -> Prediction {
+    if matches!(taken, Taken::Snapshot(_)) {
+        let basis = "nothing is stopped; writes are held while the snapshot is made".to_owned();
+        return Prediction { outage_s: 0.0, basis, lacking: None };
+    }
     let last = store
         .and_then(|s| s.history(&Filter { refresh: Some(refresh.name.clone()), limit: 20, ..Filter::default() }).ok())
         .unwrap_or_default();
@@ -134,7 +139,7 @@ fn predict(refresh: &Refresh, store: Option<&Store>, taken: &Taken, bytes: u64) 
         let copy = summary.took(&[Step::Copy, Step::Prove]) as f64 / 1000.0;
         let growth = bytes as f64 / summary.bytes as f64;
         let outage_s = match taken {
-            Taken::Frozen(_) => seconds,
+            Taken::Frozen(_) | Taken::Snapshot(_) => seconds,
             Taken::Passes(_) | Taken::Whole => (seconds - copy).max(0.0) + copy * growth,
         };
         let parts = summary.outage_parts().unwrap_or_default();
@@ -145,7 +150,7 @@ fn predict(refresh: &Refresh, store: Option<&Store>, taken: &Taken, bytes: u64) 
         };
     }
     let (share, what) = match taken {
-        Taken::Frozen(_) => (0.0, String::new()),
+        Taken::Frozen(_) | Taken::Snapshot(_) => (0.0, String::new()),
         Taken::Passes(_) => {
             (ASSUMED_TOUCHED, format!(", {:.0} % of the data touched before the stop", ASSUMED_TOUCHED * 100.0))
         }
@@ -191,12 +196,26 @@ fn source_plan(refresh: &Refresh, facts: &Facts, taken: &Taken) -> HostPlan {
         human_bytes(facts.tree.copy_bytes),
         refresh.destinations.len()
     );
+    let lock = format!("take the lock of this instance ({} if another run has it)", waits(refresh));
+    if let Taken::Snapshot(way) = taken {
+        let mut acts = vec![
+            lock,
+            format!(
+                "hold its writes, trying for {} at most (BACKUP STAGE; MySQL: LOCK INSTANCE FOR BACKUP, FLUSH TABLES WITH READ LOCK)",
+                humantime::format_duration(policy.drain_timeout)
+            ),
+            format!("freeze its files: {way}; let writes go on"),
+            format!("read the frozen files: {files}; remove them"),
+        ];
+        acts.extend(left_behind(facts));
+        return HostPlan { host: refresh.source.to_string(), role: "source".into(), acts };
+    }
     let mut acts = vec![
-        format!("take the lock of this instance ({} if another run has it)", waits(refresh)),
+        lock,
         "record variables set at run time and the replication state".into(),
         match taken {
             Taken::Passes(n) => format!("copy what destinations lack while it runs, {n} time(s) at most"),
-            Taken::Frozen(_) | Taken::Whole => String::new(),
+            Taken::Frozen(_) | Taken::Snapshot(_) | Taken::Whole => String::new(),
         },
         format!(
             "drain for up to {}: transactions older than {} end, dirty pages are written (innodb_io_capacity, innodb_max_dirty_pages_pct and their kin are changed meanwhile)",
@@ -210,7 +229,7 @@ fn source_plan(refresh: &Refresh, facts: &Facts, taken: &Taken) -> HostPlan {
         format!("set innodb_fast_shutdown = 1 and stop: {}", say(true)),
         "prove the clean stop: process gone, locks free, no markers, redo log at its checkpoint".into(),
         match taken {
-            Taken::Frozen(way) => format!("freeze its files: {way}"),
+            Taken::Frozen(way) | Taken::Snapshot(way) => format!("freeze its files: {way}"),
             Taken::Passes(_) => format!("read what was touched since, send what has changed: {files}"),
             Taken::Whole => format!("read {files}"),
         },
@@ -218,14 +237,16 @@ fn source_plan(refresh: &Refresh, facts: &Facts, taken: &Taken) -> HostPlan {
         "disarm the guard".into(),
         match taken {
             Taken::Frozen(_) => format!("read the frozen files: {files}; remove them"),
-            Taken::Passes(_) | Taken::Whole => String::new(),
+            Taken::Passes(_) | Taken::Snapshot(_) | Taken::Whole => String::new(),
         },
     ];
     acts.retain(|act| !act.is_empty());
-    if !facts.tree.dropped.is_empty() {
-        acts.push(format!("left behind: {}", few(&facts.tree.dropped)));
-    }
+    acts.extend(left_behind(facts));
     HostPlan { host: refresh.source.to_string(), role: "source".into(), acts }
+}
+
+fn left_behind(facts: &Facts) -> Option<String> {
+    (!facts.tree.dropped.is_empty()).then(|| format!("left behind: {}", few(&facts.tree.dropped)))
 }
 
 /// Names for a human's eye: the first of a list that may be long.
@@ -256,6 +277,9 @@ fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, 
         ));
         if !facts.tree.keep.is_empty() {
             acts.push(format!("keep its own files: {}", facts.tree.keep.join(", ")));
+        }
+        if !refresh.method.stops() {
+            acts.push("let the stage recover, as from a crash, in isolation".into());
         }
         acts.push("start the stage in isolation: no network, no option files, no replication, no events".into());
         acts.push(match (policy.accounts, &facts.server) {

@@ -78,11 +78,11 @@ pub fn judge(
 ) -> Verdict {
     let mut verdict = Verdict::default();
     identities(&mut verdict, source, destinations, other_sources);
-    source_rules(&mut verdict, &refresh.policy, source);
+    source_rules(&mut verdict, refresh, source);
     for destination in destinations {
         destination_rules(&mut verdict, destination);
         lets_in(&mut verdict, &refresh.policy, destination);
-        pair(&mut verdict, &refresh.policy, source, destination);
+        pair(&mut verdict, refresh, source, destination);
     }
     space(&mut verdict, &refresh.policy, source, destinations);
     verdict
@@ -147,10 +147,10 @@ fn same_server(a: &Facts, b: &Facts) -> bool {
         || (a.identity.hostname == b.identity.hostname && pid(a).is_some() && pid(a) == pid(b))
 }
 
-fn source_rules(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>) {
+fn source_rules(verdict: &mut Verdict, refresh: &Refresh, source: &Side<'_>) {
     let Some(server) = server_rules(verdict, source) else { return };
-    let id = source.id;
-    if !server.replicas.is_empty() && !policy.allow_primary_stop {
+    let (id, policy, stops) = (source.id, &refresh.policy, refresh.method.stops());
+    if stops && !server.replicas.is_empty() && !policy.allow_primary_stop {
         verdict.refuse(
             id,
             format!("is a primary with {} connected replica(s): {}", server.replicas.len(), server.replicas.join(", ")),
@@ -171,7 +171,7 @@ fn source_rules(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>) {
     for refusal in &source.facts.tree.refusals {
         verdict.refuse(id, refusal.clone(), FILES_HINT);
     }
-    if let Some(why) = &source.facts.not_at_boot {
+    if let Some(why) = source.facts.not_at_boot.as_ref().filter(|_| stops) {
         verdict.refuse(
             id,
             format!("would stay down if its host booted in the middle of the run: {why}"),
@@ -186,10 +186,8 @@ fn source_rules(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>) {
         );
     }
     if !server.memory_tables.is_empty() {
-        verdict.warn(
-            id,
-            format!("MEMORY tables lose their rows when the server stops: {}", server.memory_tables.join(", ")),
-        );
+        let whose = if stops { "lose their rows when the server stops" } else { "have no rows in the copy" };
+        verdict.warn(id, format!("MEMORY tables {whose}: {}", server.memory_tables.join(", ")));
     }
     if !server.remote_tables.is_empty() {
         verdict.warn(
@@ -437,7 +435,8 @@ pub fn available(policy: &Policy, facts: &Facts) -> u64 {
 }
 
 /// Versions and layout of both ends.
-fn pair(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>, destination: &Side<'_>) {
+fn pair(verdict: &mut Verdict, refresh: &Refresh, source: &Side<'_>, destination: &Side<'_>) {
+    let policy = &refresh.policy;
     let (Some(from), Some(to)) = (&source.facts.server, &destination.facts.server) else { return };
     let (Some(from_version), Some(to_version)) = (version(from), version(to)) else { return };
     let id = destination.id;
@@ -447,6 +446,12 @@ fn pair(verdict: &mut Verdict, policy: &Policy, source: &Side<'_>, destination: 
             id,
             format!("runs {to_version}, newer than the source's {from_version}: upgrades of MySQL on the way were never tried"),
             "Bring both to the same series.",
+        ),
+        // "Upgrade after a crash is not supported" (MariaDB 11.8.9 on a redo log of 10.11)
+        PairVerdict::Upgrade if !refresh.method.stops() => verdict.refuse(
+            id,
+            format!("runs {to_version}, newer than the source's {from_version}: only a copy of a stopped server can be upgraded"),
+            "Set `method = \"cold\"`, or bring both to the same series.",
         ),
         PairVerdict::Upgrade if !to.upgrade_tool => verdict.refuse(
             id,

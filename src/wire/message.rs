@@ -193,6 +193,13 @@ pub enum SourceRequest {
     Freeze(Extra),
     /// Remove what was frozen. Idempotent.
     Thaw,
+    /// Freeze the files of the running server at one moment, in the way that was found, with its writes held meanwhile.
+    Snapshot {
+        /// Names that belong to the image.
+        extra: Extra,
+        /// How long to try to have the writes held, in milliseconds.
+        wait_ms: u64,
+    },
 }
 
 /// How the copy is made the destination's own on its isolated first start.
@@ -210,6 +217,8 @@ pub struct InstallOptions {
     pub upgrade: bool,
     /// Extra top-level names, for the files each host keeps.
     pub extra: Extra,
+    /// The copy is of a server that was running: it recovers as from a crash first.
+    pub recover: bool,
 }
 
 /// Object counts, for comparison between two starts of one image.
@@ -286,6 +295,8 @@ pub enum FreezeWish {
     Lvm,
     /// By a ZFS snapshot.
     Zfs,
+    /// In the best way that holds all files as they were at one moment.
+    Atomic,
 }
 
 /// When the previous generation goes.
@@ -384,6 +395,8 @@ pub enum Reply {
     RolledBack(Option<Origin>),
     /// To `CanFreeze`: the way, or why there is none; both in words.
     Freezable(Result<String, String>),
+    /// To `Snapshot`: milliseconds for which writes were held.
+    Snapped(u64),
     /// To `CatchUp`: what is still behind, in words; None: nothing is.
     CaughtUp(Option<String>),
     /// To `Resume`: what the isolated start did, if that was over.
@@ -493,6 +506,7 @@ named!(SourceRequest {
     Open => "open", Facts => "facts", Lock => "lock", RecordRuntime => "record-runtime", Drain => "drain", Undrain => "undrain",
     ArmGuard => "arm-guard", StopServer => "stop-server", Stream => "stream", StartServer => "start-server",
     DisarmGuard => "disarm-guard", CatchUp => "catch-up", CanFreeze => "can-freeze", Freeze => "freeze", Thaw => "thaw",
+    Snapshot => "snapshot",
 });
 
 named!(DestinationRequest {

@@ -156,6 +156,7 @@ pub fn source_requests() -> Vec<SourceRequest> {
             SourceRequest::CanFreeze(FreezeWish::Lvm),
             SourceRequest::Freeze(Extra::default()),
             SourceRequest::Thaw,
+            SourceRequest::Snapshot { extra: Extra::default(), wait_ms: u64::MAX },
             SourceRequest::StartServer(runtime()),
             SourceRequest::DisarmGuard,
             SourceRequest::CatchUp { runtime: runtime(), limit_s: u64::MAX },
@@ -173,6 +174,7 @@ pub fn destination_requests() -> Vec<DestinationRequest> {
         rollback_xa: false,
         upgrade: true,
         extra: Extra::default(),
+        recover: true,
     };
     let verify = VerifyOptions { settings: map(&[("port", "1")]), counts: counts(), no_replication: true };
     let swap = SwapOptions { settings: map(&[("port", "1")]), origin: origin() };
@@ -251,6 +253,7 @@ fn replies() -> Vec<Reply> {
         Reply::Undone(true),
         Reply::RolledBack(Some(origin())),
         Reply::CaughtUp(Some("replication is 7 s behind".into())),
+        Reply::Snapped(u64::MAX),
         Reply::Resumed(None),
     ];
     // a new one belongs into the list above
@@ -272,9 +275,10 @@ fn replies() -> Vec<Reply> {
         Reply::Streamed { .. } => 14,
         Reply::Seeded(_) => 15,
         Reply::Freezable(_) => 16,
+        Reply::Snapped(_) => 17,
     };
     let here: std::collections::BTreeSet<i32> = all.iter().map(number).collect();
-    assert!(here.into_iter().eq(0..17));
+    assert!(here.into_iter().eq(0..18));
     all
 }
 

@@ -222,12 +222,15 @@ fn two_controllers_at_once() {
     // the host's lock is free at once when its holder's machine is gone
     trial.case("another controller loses power in its run").codes(&[0]).run(|live| {
         live.until_over();
+        // so slow that it is in its middle: a stage that is whole would wait for another agent of that run
+        live.trial().hosts("net d1 rate 30mbit");
         std::thread::scope(|scope| {
             let second = scope.spawn(|| other.refreshd("--now nightly"));
             eventually("the other copies", Duration::from_secs(60), || step() == "copy");
             live.trial().hosts("crash ctl2");
             second.join().unwrap();
         });
+        live.trial().hosts("net d1 clear");
         live.until_the_source_is_back();
     });
     trial.case("and its hosts are free for the first").codes(&[0]).run(|_| {});

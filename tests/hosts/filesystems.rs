@@ -5,6 +5,7 @@ use crate::dump::{self, EVENTS_DISABLED, FILES_REMADE, LOST_AND_FOUND, MEMORY_EM
 use crate::fleet::{Fleet, Host};
 use crate::mariadb::production;
 use crate::operator::Operator;
+use crate::watch::Writer;
 
 /// The data of production is on a mount point, the destinations' are on those of other filesystems: refreshed, rolled back, refreshed.
 #[test]
@@ -51,7 +52,7 @@ fn datadirs_that_are_mount_points() {
 /// MySQL's, with the files that only MySQL has.
 #[test]
 fn datadirs_of_mysql_that_are_mount_points() {
-    let fleet = Fleet::up(&["src=mysql", "d1=mysql,xfs:2G,mount", "ctl=plain"]);
+    let fleet = Fleet::up(&["src=mysql,btrfs:2G", "d1=mysql,xfs:2G,mount", "ctl=plain"]);
     let (src, d1) = (fleet.host("src"), fleet.host("d1"));
     src.sql("CREATE DATABASE shop; CREATE TABLE shop.t (n INT PRIMARY KEY); INSERT INTO shop.t VALUES (1)");
     d1.sql("CREATE DATABASE mine; CREATE TABLE mine.t (n INT PRIMARY KEY); INSERT INTO mine.t VALUES (2)");
@@ -60,6 +61,19 @@ fn datadirs_of_mysql_that_are_mount_points() {
     assert_eq!(d1.sql("SELECT n FROM shop.t"), "1");
     operator.refreshd("rollback rnd/d1").expect(0);
     assert_eq!(d1.sql("SELECT n FROM mine.t"), "2");
+    // and of the running server: tables of both kinds, while commits go on
+    src.sql("CREATE DATABASE ledger; CREATE TABLE ledger.commits (n INT PRIMARY KEY)");
+    src.sql("CREATE TABLE shop.m (n INT PRIMARY KEY) ENGINE=MyISAM; INSERT INTO shop.m VALUES (5), (6)");
+    let (life, writer) = (src.server_life(), Writer::on(src));
+    let before = writer.committed();
+    operator
+        .refreshd("--now nightly --set refreshes.nightly.method='\"snapshot\"'")
+        .expect(0)
+        .says(&["btrfs snapshot", "its writes were held for"]);
+    assert_eq!(src.server_life(), life, "it was stopped");
+    writer.check(src, &[d1], before);
+    assert_eq!(d1.sql("SELECT SUM(n) FROM shop.m; SELECT COUNT(*) FROM shop.t"), "11\n1");
+    assert!(d1.sql("CHECK TABLE shop.m, shop.t, ledger.commits").lines().all(|line| line.ends_with("OK")));
     operator.refreshd("--now nightly").expect(0);
     // no server starts on what lies there between two moves
     let unit = "systemctl start mysql";

@@ -10,6 +10,15 @@ use std::time::Duration;
 
 /// A world whose source lies on a volume of its own that can clone files.
 pub fn world_on_clones(kind: &str) -> Option<World> {
+    world_on(kind, false)
+}
+
+/// The same with a datadir that is a btrfs subvolume.
+pub fn world_on_subvolume() -> Option<World> {
+    world_on("btrfs", true)
+}
+
+fn world_on(kind: &str, subvolume: bool) -> Option<World> {
     if !is_root() {
         eprintln!("nothing tested: mounts need root");
         return None;
@@ -30,6 +39,9 @@ pub fn world_on_clones(kind: &str) -> Option<World> {
     std::fs::rename(&home, &moved).unwrap();
     std::fs::create_dir(&home).unwrap();
     output(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&home));
+    if subvolume {
+        output(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(source.datadir()));
+    }
     output(Command::new("cp").arg("-a").arg(format!("{}/.", moved.display())).arg(&home));
     source.start();
     Some(world)

@@ -39,6 +39,8 @@ mod rights;
 #[cfg(feature = "failpoints")]
 mod secrets;
 mod servers;
+#[cfg(feature = "failpoints")]
+mod snapshot;
 mod template;
 mod tidy;
 mod transport;

@@ -371,9 +371,14 @@ fn freezes(point: &str) -> bool {
     point.contains(":freeze:") || point.contains(":thaw:")
 }
 
+/// Points that only a source leads to that is copied while it runs.
+fn snaps(point: &str) -> bool {
+    point.contains(":snapshot:") || point == "destination:install:recovering"
+}
+
 /// Points that every world leads to.
 fn usual(point: &str) -> bool {
-    point != MOVES && !freezes(point)
+    point != MOVES && !freezes(point) && !snaps(point)
 }
 
 /// No fault here makes an outage last; a machine that is slow must not end a run before it comes to the point.
@@ -495,6 +500,16 @@ fn at_the_freezing_of_a_source_b() {
     at_freezing(1);
 }
 
+/// And one where its files are frozen: the way back is another here.
+#[test]
+fn at_the_snapshot_of_a_running_source() {
+    if crate::snapshot::world_on_snapshots().is_some() {
+        let own = |point: &String| snaps(point) || point == "source:freeze:made";
+        let points: Vec<_> = points().into_iter().filter(own).collect();
+        survive_share(&points, 0, 1, Cross::InTurn, || crate::snapshot::world_on_snapshots().unwrap());
+    }
+}
+
 #[test]
 fn every_point_belongs_to_a_share() {
     assert!(points().contains(&MOVES.to_owned()));
@@ -570,6 +585,13 @@ fn every_point_is_reached_by_a_run_its_undo_or_a_rollback() {
         all.extend(more);
     } else {
         all.extend(points.iter().filter(|point| freezes(point)).cloned());
+    }
+    if let Some(world) = crate::snapshot::world_on_snapshots() {
+        let (more, outcome) = reached(&world, world.refresh(), &points);
+        outcome.expect(0);
+        all.extend(more);
+    } else {
+        all.extend(points.iter().filter(|point| snaps(point)).cloned());
     }
     let missing: Vec<_> = points.iter().filter(|p| !all.contains(*p)).collect();
     assert!(missing.is_empty(), "points that nothing leads to: {missing:?}");

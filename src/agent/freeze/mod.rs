@@ -96,6 +96,13 @@ impl fmt::Display for Way {
     }
 }
 
+impl Way {
+    /// Whether it holds all files as they were at one moment, also while a server writes to them. Clones are made one after the other.
+    pub fn is_atomic(&self) -> bool {
+        !matches!(self, Way::Reflink { .. })
+    }
+}
+
 /// Whether what is frozen takes its room from the datadir's filesystem.
 fn shares_room(way: &Way) -> bool {
     !matches!(way, Way::Lvm(_))
@@ -202,13 +209,16 @@ pub fn choose(datadir: &Path, wish: Wish) -> Outcome<Result<Way, String>> {
         (Wish::Reflink, true),
         (Wish::Lvm, true),
     ];
+    let any = matches!(wish, Wish::Auto | Wish::Atomic);
     for (way, fits) in all {
-        if wish == way || (wish == Wish::Auto && fits) {
+        if wish == Wish::Atomic && way == Wish::Reflink {
+            reasons.push("clones of files are made one after the other, not at one moment".to_owned());
+        } else if wish == way || (any && fits) {
             match possible(&work, &mount, way) {
                 Ok(Ok(way)) => return Ok(Ok(way)),
                 Ok(Err(why)) => reasons.push(why),
                 // whatever is wrong with it, there are other ways
-                Err(problem) if wish == Wish::Auto => reasons.push(problem.to_string()),
+                Err(problem) if any => reasons.push(problem.to_string()),
                 Err(problem) => return Err(problem),
             }
         }
@@ -228,7 +238,7 @@ fn possible(work: &Work, mount: &mounts::Mount, way: Wish) -> Outcome<Result<Way
             reflink::possible(work, &mount.to_string()).map(|()| Way::Reflink { filesystem: mount.kind.clone() })
         }
         Wish::Lvm => lvm::possible(mount)?.map(Way::Lvm),
-        Wish::Auto | Wish::None => Err("it is not a way".to_owned()),
+        Wish::Auto | Wish::Atomic | Wish::None => Err("it is not a way".to_owned()),
     };
     match found {
         Ok(way) if shares_room(&way) => Ok(mounts::roomy(&work.datadir)?

@@ -47,7 +47,7 @@ datadir = 5
 [refreshes.n]
 source = "prd"
 destinations = ["prod/db", "prod/db1"]
-method = "snapshot"
+method = "logical"
 max_outage = 30
 enabled = "yes"
 schedule = "0 0 31 2 *"
@@ -88,7 +88,7 @@ space_reserve = "100%"
         "config.toml: refreshes.n.enabled: true or false is expected, not \"yes\" (hint: Write true or false, \
          without \
          quotes.)",
-        "config.toml: refreshes.n.method: \"snapshot\" is not in this version (hint: Write \"cold\".)",
+        "config.toml: refreshes.n.method: \"logical\" is not in this version (hint: Write \"cold\" or \"snapshot\".)",
         "environment variable MYSQL_REFRESHD_REFRESHES__N__LOCK_TIMEOUT: refreshes.n.lock_timeout: \"soon\" is not a \
          duration (hint: Write a number and a unit, like \"30s\", \"5m\" or \"2h\".)",
         "config.toml: refreshes.n.max_outage: \"30\" has no unit of time (hint: Write a number and a unit, \
