@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: benches/flows.sh [--size MB] [--rounds N] [--change WHICH] [--freeze WAY] [--writes] [--only FLOW,…] [--in FOLDER]
+usage: benches/flows.sh [--size MB] [--rounds N] [--change WHICH] [--freeze WAY] [--settle S] [--writes] [--only FLOW,…] [--in FOLDER]
 
 Makes a source and destinations (utils/sandbox.sh), then in each round, before which some of the source's rows change, runs every
 flow once, and prints the medians. All on one machine: no network, no ssh.
@@ -14,6 +14,7 @@ flow once, and prints the medians. All on one machine: no network, no ssh.
   --rounds N      how often (default 3)
   --change WHICH  what changes: the newest 2 % of rows are added (newest, the default), 2 % of rows anywhere (random), nothing
   --freeze WAY    mysql-refreshd's `freeze` (default auto)
+  --settle S      seconds between the change and what is measured: files touched within a minute are read again (default 0)
   --writes        a client writes to the source all the time
   --only FLOW,…   these flows only: refreshd refreshd-again script tar-zstd rsync rsync-twice rsync-twice-again mariadb-backup
   --in FOLDER     where the servers are made (default /tmp; short, for the sockets)
@@ -21,13 +22,14 @@ flow once, and prints the medians. All on one machine: no network, no ssh.
 END
 }
 
-size=1000 rounds=3 only='' where=/tmp change=newest freeze=auto writes=no
+size=1000 rounds=3 only='' where=/tmp change=newest freeze=auto settle=0 writes=no
 while [ $# -gt 0 ]; do
     case $1 in
         --size) size=${2-} && shift ;;
         --rounds) rounds=${2-} && shift ;;
         --change) change=${2-} && shift ;;
         --freeze) freeze=${2-} && shift ;;
+        --settle) settle=${2-} && shift ;;
         --writes) writes=yes ;;
         --only) only=${2-} && shift ;;
         --in) where=${2-} && shift ;;
@@ -36,7 +38,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if ! [[ $rounds =~ ^[1-9][0-9]?$ && $change =~ ^(newest|random|nothing)$ ]]; then usage >&2 && exit 2; fi
+if ! [[ $rounds =~ ^[1-9][0-9]?$ && $settle =~ ^[0-9]+$ && $change =~ ^(newest|random|nothing)$ ]]; then usage >&2 && exit 2; fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=utils/sandbox.sh
 . "$root/utils/sandbox.sh"
@@ -372,6 +374,7 @@ fi
 for ((round = 1; round <= rounds; round++)); do
     say "round $round of $rounds"
     change_source
+    sleep "$settle"
     for flow in $flows; do measure "$flow"; done
 done
 report

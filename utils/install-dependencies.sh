@@ -13,7 +13,7 @@ root, when all of it is there.
 
   --tests    what utils/test.sh needs too: the MariaDB server's plugins, an SSH server (run by the tests themselves, on
              loopback), sudo, unshare and setpriv
-  --bench    what benches/flows.sh compares with too: rsync, zstd, mariadb-backup
+  --bench    what the benches compare and load with too: rsync, zstd, mariadb-backup, sysbench
   --dry-run  say what is missing and which packages would be installed, change nothing
   --help     this text
 
@@ -76,6 +76,7 @@ missing() {
         have rsync || echo rsync
         have zstd || echo zstd
         have mariadb-backup || have mariabackup || echo backup
+        have sysbench || echo sysbench
     fi
 }
 

@@ -73,7 +73,7 @@ skip() {
 features=(--features failpoints)
 
 # What only --matrix runs: modules on real hosts, and tests of the points. The same stands in .config/nextest.toml.
-LONG='faults_power|faults_server|faults_mysql'
+LONG='faults_power|faults_server|faults_mysql|faults_ways'
 LONG_POINTS='points::others_'
 
 run_tests() {

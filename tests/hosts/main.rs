@@ -15,6 +15,7 @@ mod faults_mysql;
 mod faults_network;
 mod faults_power;
 mod faults_server;
+mod faults_ways;
 mod filesystems;
 mod fleet;
 mod guard;

@@ -21,10 +21,11 @@ use crate::watch::{Witness, Writer, stamp};
 pub const CAP: Duration = Duration::from_secs(40);
 
 /// The steps of a run, as the locks on the controller name them.
-const STEPS: [&str; 14] = [
+const STEPS: [&str; 15] = [
     "lock",
     "preflight",
     "stage",
+    "precopy",
     "drain",
     "guard",
     "stop",
@@ -32,6 +33,25 @@ const STEPS: [&str; 14] = [
     "prove",
     "start",
     "disarm",
+    "install",
+    "swap",
+    "verify",
+    "finish",
+];
+
+/// The same where the source's files are frozen.
+const FROZEN_STEPS: [&str; 15] = [
+    "lock",
+    "preflight",
+    "stage",
+    "drain",
+    "guard",
+    "stop",
+    "freeze",
+    "start",
+    "disarm",
+    "copy",
+    "prove",
     "install",
     "swap",
     "verify",
@@ -141,7 +161,15 @@ impl<'a> Trial<'a> {
 
     /// A case: a run, and what happens to it.
     pub fn case(&mut self, what: impl Into<String>) -> Case<'_, 'a> {
-        Case { trial: self, what: what.into(), options: String::new(), codes: vec![1], cap: CAP, broken: false }
+        Case {
+            trial: self,
+            what: what.into(),
+            options: String::new(),
+            codes: vec![1],
+            cap: CAP,
+            broken: false,
+            steps: &STEPS,
+        }
     }
 
     fn tell(&mut self, line: String) {
@@ -193,6 +221,7 @@ pub struct Case<'t, 'a> {
     codes: Vec<i32>,
     cap: Duration,
     broken: bool,
+    steps: &'static [&'static str],
 }
 
 impl<'a> Case<'_, 'a> {
@@ -214,6 +243,12 @@ impl<'a> Case<'_, 'a> {
         self
     }
 
+    /// The source's files are frozen.
+    pub fn freezes(mut self) -> Self {
+        self.steps = &FROZEN_STEPS;
+        self
+    }
+
     /// A destination's disk is broken on the way: its server may say so.
     pub fn broken_disk(mut self) -> Self {
         self.broken = true;
@@ -223,7 +258,7 @@ impl<'a> Case<'_, 'a> {
     /// Runs it, with the fault beside it, and asks for all that must be so afterwards.
     #[track_caller]
     pub fn run(self, fault: impl FnOnce(&Live<'_, 'a>)) -> Ran {
-        let Case { trial, what, options, codes, cap, broken } = self;
+        let Case { trial, what, options, codes, cap, broken, steps } = self;
         let began = Instant::now();
         trial.stamp += 1;
         stamp(trial.src, trial.stamp);
@@ -231,7 +266,8 @@ impl<'a> Case<'_, 'a> {
         trial.src.sh("sync -f /srv/data");
         let watched = Instant::now();
         let over = AtomicBool::new(false);
-        let live = Live { trial, earlier: where_it_is(trial).map(|(run, _)| run).unwrap_or_default(), over: &over };
+        let live =
+            Live { trial, earlier: where_it_is(trial).map(|(run, _)| run).unwrap_or_default(), over: &over, steps };
         let ran = std::thread::scope(|scope| {
             let run = scope.spawn(|| {
                 let ran = trial.operator.refreshd(&format!("--now nightly {options}"));
@@ -288,7 +324,7 @@ impl<'a> Case<'_, 'a> {
 /// What must not be on a host after a run, a line each: nothing that is masked, staged or half swapped, no server past its unit, and
 /// no destination's own people that are not let in.
 const LEFT: &str = "find /run/systemd/system -maxdepth 1 -lname /dev/null
-    ls -d /srv/data/.mysql.refreshd/{stage,swap.json,aside} 2>/dev/null || true
+    ls -d /srv/data/.mysql.refreshd/{stage,swap.json,aside,frozen} /var/lib/mysql-refreshd/host/freeze/*.json 2>/dev/null || true
     unit=mysql.service
     [ ! -e /usr/sbin/mariadbd ] || unit=mariadb.service
     server=$(pgrep -o -x 'mariadbd|mysqld' || echo none) main=$(systemctl show -P MainPID $unit)
@@ -314,6 +350,7 @@ pub struct Live<'t, 'a> {
     trial: &'t Trial<'a>,
     earlier: String,
     over: &'t AtomicBool,
+    steps: &'static [&'static str],
 }
 
 impl<'a> Live<'_, 'a> {
@@ -325,7 +362,7 @@ impl<'a> Live<'_, 'a> {
     /// Waits until the run is in this step or just past it; gives the one it is in.
     #[track_caller]
     pub fn until(&self, step: &str) -> String {
-        let wanted = STEPS.iter().position(|known| *known == step).expect("a step's name");
+        let wanted = self.steps.iter().position(|known| *known == step).expect("a step's name");
         let end = Instant::now() + Duration::from_secs(90);
         // a run that has just begun says "start", too
         let mut begun = false;
@@ -335,7 +372,7 @@ impl<'a> Live<'_, 'a> {
                 && run != self.earlier
             {
                 begun |= now != "start";
-                if begun && STEPS.iter().position(|known| *known == now).is_some_and(|at| at >= wanted) {
+                if begun && self.steps.iter().position(|known| *known == now).is_some_and(|at| at >= wanted) {
                     return now;
                 }
             }
@@ -348,6 +385,12 @@ impl<'a> Live<'_, 'a> {
     #[track_caller]
     pub fn until_it_copies(&self) {
         self.until("copy");
+        self.until_bytes_arrive();
+    }
+
+    /// Until the stage of the first destination holds some.
+    #[track_caller]
+    pub fn until_bytes_arrive(&self) {
         let work = self.trial.volume(self.trial.dst(0)).join(".mysql.refreshd/stage/bulk1");
         eventually("bytes arrive", Duration::from_secs(60), || work.exists() || self.over());
         assert!(!self.over(), "the run ended before it copied");

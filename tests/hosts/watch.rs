@@ -64,7 +64,7 @@ impl Drop for Lines {
     }
 }
 
-/// Commits rows to `ledger.commits` one after the other, as fast as a client for each of them can.
+/// Commits rows to `ledger.commits` one after the other.
 pub struct Writer {
     lines: Lines,
 }
@@ -74,7 +74,7 @@ impl Writer {
     /// lost is asked for before the next.
     #[track_caller]
     pub fn on(host: Host<'_>) -> Writer {
-        Writer::every(host, "0")
+        Writer::every(host, "0.05")
     }
 
     /// The same with a pause of so many seconds after each commit: a client for each of them costs more than the commit.
@@ -168,7 +168,7 @@ impl Onlooker {
             while :; do
                 $client -N -B -e \"SELECT COALESCE(GROUP_CONCAT(schema_name ORDER BY 1), '-') FROM information_schema.schemata
                     WHERE schema_name IN ('mine', 'shop')\" 2>/dev/null || echo down
-                sleep 0.02
+                sleep 0.1
             done";
         Onlooker { lines: Lines::of(host.shell(line)), name: host.name.to_owned() }
     }
