@@ -115,7 +115,7 @@ fn beneath(top: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     Ok(at)
 }
 
-pub(super) fn clone_with(datadir: &Path, into: &Path, items: &[Item], threads: usize) -> Outcome<()> {
+fn clone_with(datadir: &Path, into: &Path, items: &[Item], threads: usize) -> Outcome<()> {
     let (from, to) = (folder(datadir)?, folder(into)?);
     // by folder, so that each is opened once for many files
     let mut folders: BTreeMap<&Path, Vec<&Item>> = BTreeMap::new();
