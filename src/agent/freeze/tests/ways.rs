@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::volume::{MIB, Volume, content, fill, items, live_on, names, no_way, output, same, way};
-use crate::agent::freeze::{Place, Way, Wish, choose, prepare, reflink, sweep, take};
+use crate::agent::freeze::{Place, Way, Wish, choose, prepare, sweep, take};
 use crate::agent::receive::is_root;
 
 /// Freezes a datadir, lives on, and looks at what is frozen; everything is gone in the end.
