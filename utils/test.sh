@@ -16,7 +16,8 @@ root, Debian and its package archives; elsewhere they are named as skipped, with
   --fast       only the quick tests: none over SSH, none on real hosts
   --hosts      only the tests on real hosts
   --matrix     only those, and all that is long and named as skipped otherwise: power cuts in every step, servers that do not
-               stop or start as told, the faults with MySQL, and the loss of everyone at each of the controller's points (an hour)
+               stop or start as told, the faults with MySQL and in the default ways, contention and faults over SSH, every fault at every point, and
+               the loss of everyone at each of the controller's points (two hours)
   ARGUMENTS    for the test runner: a part of a test's name, or any of its options
   --help       this text
 
@@ -84,27 +85,30 @@ run_tests() {
     fi
 }
 
-# Everyone else's death and lost connection at each of the controller's points; a filter expression (-E) among the ARGUMENTS chooses among them.
-other_points() {
+# Every fault at every point, not only half of them, and everyone else's death and lost connection at each of the controller's; a filter
+# expression (-E) among the ARGUMENTS chooses among them.
+all_points() {
+    export MR_FAULTS=all
     if cargo nextest --version >/dev/null 2>&1; then
-        cargo nextest run "${features[@]}" --ignore-default-filter --no-tests=pass $LONG_POINTS "$@"
+        cargo nextest run "${features[@]}" --ignore-default-filter --no-tests=pass points:: "$@"
     else
-        cargo test "${features[@]}" --test it $LONG_POINTS -- --test-threads=4
+        cargo test "${features[@]}" --test it points:: -- --test-threads=4
     fi
 }
 
-# What works on one machine, once more with every host behind an sshd: the source by our own client, destinations by the
-# system's. Of the modules whose tests act on hosts: whole refreshes, contention, and faults; those that go through every point of
-# the code one by one have done so on one machine, where it takes a third of the time.
+# What works on one machine, once more with every host behind an sshd: the source by our own client, destinations by the system's. Whole
+# refreshes; what else acts on hosts (contention, faults) goes with --matrix, since the bench of real hosts has their like. Tests that go
+# through every point of the code one by one have done so on one machine, where it takes a third of the time.
 over_ssh() {
-    local one_by_one='dies|ctrl_c|at_every_step|every_point|death_in_a|does_not_start_at_once'
+    local modules=$1 one_by_one='dies|ctrl_c|at_every_step|every_point|death_in_a|does_not_start_at_once'
     if cargo nextest --version >/dev/null 2>&1; then
         MR_OVER=mixed cargo nextest run "${features[@]}" \
-            -E "binary(it) and test(/^(refresh|faults|contention)::/) and not test(/$one_by_one/)"
+            -E "binary(it) and test(/^($modules)::/) and not test(/$one_by_one/)"
     else
-        local skip=() part
+        local skip=() part names=()
         for part in ${one_by_one//|/ }; do skip+=(--skip "$part"); done
-        MR_OVER=mixed cargo test "${features[@]}" --test it -- --test-threads=4 refresh:: faults:: contention:: "${skip[@]}"
+        for part in ${modules//|/ }; do names+=("$part::"); done
+        MR_OVER=mixed cargo test "${features[@]}" --test it -- --test-threads=4 "${names[@]}" "${skip[@]}"
     fi
 }
 
@@ -196,7 +200,8 @@ check_hosts() {
 if [ $only_hosts = yes ]; then
     check_hosts "$@"
     if [ $matrix = yes ]; then
-        check "the loss of everyone at the controller's points" other_points "$@"
+        check "every fault at every point" all_points "$@"
+        check "contention and faults over SSH" over_ssh 'contention|faults'
         check "lints of tests without fail points" cargo clippy --all-targets -- -D warnings
         if why=$(tests/hosts/guest deps >/dev/null 2>&1 && tests/hosts/guest able 2>&1); then
             check "freezing logical volumes, in a guest machine" tests/hosts/guest freeze
@@ -217,7 +222,7 @@ if [ $fast = no ]; then
 fi
 check "tests" run_tests "$@"
 if [ $fast = no ]; then
-    check "tests over SSH" over_ssh
+    check "tests over SSH" over_ssh refresh
     check_hosts
     # nextest does not run the examples in the documentation.
     check "doc tests" cargo test --quiet --doc "${features[@]}"
@@ -236,8 +241,9 @@ if [ $fast = no ]; then
     fi
 fi
 
-skip "${LONG_POINTS}…: the loss of everyone at the controller's points" "long, see utils/test.sh --matrix"
+skip "${LONG_POINTS}…: the loss of everyone at the controller's points, and half of all other faults" "long, see utils/test.sh --matrix"
 skip "freezing logical volumes, in a guest machine" "long, see utils/test.sh --matrix"
+skip "contention and faults over SSH" "long, see utils/test.sh --matrix"
 skip "lints of tests without fail points" "nobody runs them so, see utils/test.sh --matrix"
 
 lines() { find "$@" -type f -exec cat {} + | wc -l; }

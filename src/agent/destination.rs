@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::engage::Engaged;
 use super::serve::Serve;
-use super::session::{Inbox, Session, WINDOW};
-use super::source::{blocking, take_lock};
+use super::session::{Inbox, Session, WINDOW, blocking};
+use super::source::take_lock;
 use super::sql::Sql;
 use super::stage::{self, Work};
 use super::stock::Stock;

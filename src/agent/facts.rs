@@ -69,7 +69,7 @@ pub async fn gather(engaged: &Engaged, role: Role, extra: &Extra) -> Outcome<Fac
         not_at_boot: match role {
             Role::Source => {
                 let service = instance.service.clone();
-                super::source::blocking(move || Ok(not_at_boot(&service))).await?
+                super::session::blocking(move || Ok(not_at_boot(&service))).await?
             }
             Role::Destination => None,
         },

@@ -83,10 +83,10 @@ pub async fn install(plan: Plan<'_>, session: &Session) -> Outcome<Installed> {
         remove(&place)?;
         make_dir(&place)?;
     }
-    let mut server = start(&plan, &place, &password)?;
+    let mut server = start(&plan, &place, &password, isolated::POOL)?;
     failpoint::reach("install:started").await?;
     let result = async {
-        let mut sql = connect(&plan, &place, &mut server, &password, session).await?;
+        let mut sql = connect(&place, &mut server, &password, plan.limit, session).await?;
         let _ = std::fs::remove_file(place.join("init.sql"));
         if plan.options.upgrade && plan.flavour == Flavour::MariaDb {
             upgrade::run(plan.upgrade_tool()?, &place, plan.work.owner()?, session).await?;
@@ -105,14 +105,25 @@ pub async fn install(plan: Plan<'_>, session: &Session) -> Outcome<Installed> {
 /// A start for the recovery alone, and a clean stop: from there on the copy is like one of a stopped server, and held to the same rules.
 async fn recover(plan: &Plan<'_>, place: &Path, password: &str, session: &Session) -> Outcome<()> {
     session.note("the copy is of a running server and recovers as from a crash").await;
-    let mut server = start(plan, place, password)?;
+    let mut server = start(plan, place, password, recovery_pool())?;
     failpoint::reach("install:recovering").await?;
-    connect(plan, place, &mut server, password, session).await?.close().await;
-    stop(&mut server, plan.limit, session).await?;
+    let limit = plan.limit.max(RECOVERY);
+    connect(place, &mut server, password, limit, session).await?.close().await;
+    stop(&mut server, limit, session).await?;
     check_log(place, |log| errorlog::problems_of_recovery(plan.flavour, log))
 }
 
-fn start(plan: &Plan<'_>, place: &Path, password: &str) -> Outcome<Server> {
+/// How long a recovery may take at least: it depends on production's redo log, not on how long this host's server takes to start.
+const RECOVERY: Duration = Duration::from_secs(3600);
+
+/// Bytes of buffer pool for a recovery: a quarter of the memory that is available, within limits.
+fn recovery_pool() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().split(' ').next()?.parse().ok());
+    (kib.unwrap_or(0) * 1024 / 4_u64).clamp(isolated::POOL, 1 << 30)
+}
+
+fn start(plan: &Plan<'_>, place: &Path, password: &str, pool: u64) -> Outcome<Server> {
     let owner = plan.work.owner()?;
     let socket = place.join("s.sock");
     let init = place.join("init.sql");
@@ -140,6 +151,7 @@ fn start(plan: &Plan<'_>, place: &Path, password: &str) -> Outcome<Server> {
         tmpdir: &temporary,
         user,
         layout: &plan.options.layout,
+        pool,
     });
     let stderr_file = stderr_of(place);
     let _ = std::fs::remove_file(&stderr_file);
@@ -170,10 +182,10 @@ fn write_private(path: &Path, text: &str) -> Outcome<()> {
 }
 
 async fn connect(
-    plan: &Plan<'_>,
     place: &Path,
     server: &mut Server,
     password: &str,
+    limit: Duration,
     session: &Session,
 ) -> Outcome<Sql> {
     let begun = Instant::now();
@@ -187,15 +199,12 @@ async fn connect(
             match Sql::at(&place.join("s.sock"), ADMIN, Some(&password)).await {
                 Ok(sql) => return Ok(sql),
                 // the greeting can be there before the init file has run
-                Err(problem) if begun.elapsed() > plan.limit.min(Duration::from_secs(15)) => return Err(problem),
+                Err(problem) if begun.elapsed() > limit.min(Duration::from_secs(15)) => return Err(problem),
                 Err(_) => {}
             }
         }
-        if begun.elapsed() > plan.limit {
-            return Err(Problem::failed(format!(
-                "the isolated server did not answer within {} s",
-                plan.limit.as_secs()
-            )));
+        if begun.elapsed() > limit {
+            return Err(Problem::failed(format!("the isolated server did not answer within {} s", limit.as_secs())));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -262,7 +271,9 @@ fn check_stopped(plan: &Plan<'_>, place: &Path) -> Outcome<()> {
 }
 
 fn check_log(place: &Path, problems: impl Fn(&str) -> Vec<String>) -> Outcome<()> {
-    let log = server::tail(&place.join("error.log"), 100_000);
+    // all of it: what it says first may be what matters
+    let log = std::fs::read(place.join("error.log")).explain(|| "cannot read the isolated server's log")?;
+    let log = String::from_utf8_lossy(&log);
     match problems(&log).first() {
         Some(problem) => Err(Problem::failed("the isolated start wrote an error into its log").cause(problem.clone())),
         None => Ok(()),

@@ -30,6 +30,7 @@ mod runtime;
 mod seed;
 mod server;
 mod session;
+mod snapshot;
 mod sql;
 mod stage;
 mod stock;

@@ -7,8 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::engage::{Engaged, engage};
 use super::lane;
-use super::session::{Inbox, Session, greet};
-use super::{destination::Destination, source::Source, source::blocking};
+use super::session::{Inbox, Session, blocking, greet};
+use super::{destination::Destination, source::Source};
 use crate::authority::Authority;
 use crate::failpoint;
 use crate::problem::{Explain, Outcome};

@@ -279,6 +279,13 @@ pub async fn greet(
     decode(&frame::read(reader).await?.payload)
 }
 
+/// Runs blocking work off the runtime's threads.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Outcome<T> + Send + 'static) -> Outcome<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(Problem::failed("work on this host failed").because(error)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use super::engage::Engaged;
 use super::serve::Serve;
-use super::session::{Inbox, Session};
+use super::session::{Inbox, Session, blocking};
 use super::sql::Sql;
 use super::stopped::prove_stopped;
-use super::{drain, facts, freeze, guard, hold, runtime, server, stream, tree};
+use super::{drain, facts, freeze, guard, runtime, server, snapshot, stream, tree};
 use crate::durable;
 use crate::lock::{self, Lock, Taken};
 use crate::mysql::files::Names;
@@ -306,7 +306,7 @@ impl Source {
         self.to_thaw = true;
         let frozen = blocking(move || {
             let before = tree::walk(&place.datadir, flavour, &names)?;
-            copyable(&before)?;
+            before.copyable()?;
             let frozen = freeze::take(&way, &place, &run, &before.items)?;
             still(&place.datadir, &before, &tree::walk(&place.datadir, flavour, &names)?)?;
             let there = tree::walk(frozen.datadir(), flavour, &names)?;
@@ -327,21 +327,17 @@ impl Source {
         let way = self.way.clone().filter(|way| way.is_atomic() && !self.stopped && self.frozen.is_none());
         let way = way.ok_or_else(|| Problem::failed("a running server is frozen at one moment or not at all, once"))?;
         (self.running, self.to_thaw) = (true, true);
-        let place = freeze::Place::new(&self.open.instance, &self.identity.key);
-        let (names, flavour, run) = (self.names(extra), self.flavour()?, self.run()?.to_owned());
-        let (at, by) = (place.clone(), way.clone());
-        blocking(move || {
-            copyable(&tree::walk(&at.datadir, flavour, &names)?)?;
-            freeze::prepare(&at, &by)
-        })
-        .await?;
-        let held = hold::hold(self.sql().await?, flavour, wait, &self.session).await?;
-        crate::failpoint::reach("snapshot:held").await?;
-        let frozen = blocking(move || freeze::take(&way, &place, &run, &[])).await;
-        // whatever became of it, nobody waits any longer
-        let held = held.release().await;
-        self.frozen = Some(freeze::Watched::new(frozen?));
-        Ok(Reply::Snapped(held?.as_millis() as u64))
+        let wish = snapshot::Wish {
+            way,
+            place: freeze::Place::new(&self.open.instance, &self.identity.key),
+            run: self.run()?.to_owned(),
+            names: self.names(extra),
+            flavour: self.flavour()?,
+            wait,
+        };
+        let (frozen, held) = snapshot::take(wish, self.sql().await?, &self.variables, &self.session).await?;
+        self.frozen = Some(frozen);
+        Ok(Reply::Snapped(held.as_millis() as u64))
     }
 
     async fn thaw(&mut self) -> Outcome<()> {
@@ -389,7 +385,7 @@ impl Source {
             };
             let before = tree::walk(&datadir, flavour, &names)?;
             if cold {
-                copyable(&before)?;
+                before.copyable()?;
             }
             let watch = || frozen.as_ref().map_or(Ok(()), freeze::Watched::still);
             let reading = stream::Reading {
@@ -565,14 +561,6 @@ pub async fn take_lock(
     }
 }
 
-/// Whether a datadir may be copied at all.
-fn copyable(tree: &tree::Tree) -> Outcome<()> {
-    match tree.facts.refusals.first() {
-        Some(refusal) => Err(Problem::failed("the datadir holds what may not be copied").cause(refusal.clone())),
-        None => Ok(()),
-    }
-}
-
 /// Whether a datadir is as it was, and no server was started on it meanwhile.
 fn still(datadir: &Path, before: &tree::Tree, after: &tree::Tree) -> Outcome<()> {
     stream::unchanged(before, after)?;
@@ -580,13 +568,6 @@ fn still(datadir: &Path, before: &tree::Tree, after: &tree::Tree) -> Outcome<()>
         Some(_) => Err(Problem::failed("a server was started on the source's datadir while it was read")),
         None => Ok(()),
     }
-}
-
-/// Runs blocking work off the runtime's threads.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Outcome<T> + Send + 'static) -> Outcome<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(Problem::failed("work on this host failed").because(error)))
 }
 
 /// The run and its runtime state, as this host has recorded them; None: there is no record, or none that is understood.

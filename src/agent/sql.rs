@@ -19,8 +19,8 @@ const QUERY_LIMIT: Duration = Duration::from_secs(60);
 /// Time a log-in may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// A lock was not to be had in the session's `lock_wait_timeout`.
-const ER_LOCK_WAIT_TIMEOUT: u16 = 1205;
+/// A lock was not to be had in the session's `lock_wait_timeout`, or not without a deadlock.
+const LOCK_ERRORS: [u16; 2] = [1205, 1213];
 
 /// One connection.
 pub struct Sql {
@@ -64,7 +64,7 @@ impl Sql {
         let failed = || Problem::failed(format!("the server refused: {}", shorten(statement)));
         match tokio::time::timeout(QUERY_LIMIT, self.conn.query_drop(statement)).await {
             Ok(Ok(())) => Ok(true),
-            Ok(Err(Error::Server(error))) if error.code == ER_LOCK_WAIT_TIMEOUT => Ok(false),
+            Ok(Err(Error::Server(error))) if LOCK_ERRORS.contains(&error.code) => Ok(false),
             Ok(Err(error)) => Err(failed().because(&error)),
             Err(_) => Err(failed().cause(format!("no answer within {} s", QUERY_LIMIT.as_secs()))),
         }

@@ -36,6 +36,11 @@ impl Item {
         self == then
     }
 
+    /// Its inode's number.
+    pub fn inode(&self) -> u64 {
+        self.stamp.0
+    }
+
     /// When anybody touched it last, in nanoseconds since 1970 by the filesystem's clock.
     pub fn touched_ns(&self) -> i128 {
         let (_, mtime, mtime_ns, ctime, ctime_ns) = self.stamp;
@@ -92,6 +97,14 @@ pub fn walk(datadir: &Path, flavour: Flavour, names: &Names) -> Outcome<Tree> {
 }
 
 impl Tree {
+    /// Whether the datadir may be copied at all.
+    pub fn copyable(&self) -> Outcome<()> {
+        match self.facts.refusals.first() {
+            Some(refusal) => Err(Problem::failed("the datadir holds what may not be copied").cause(refusal.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// Sorts one entry; true if it is a folder to descend into.
     fn take(&mut self, flavour: Flavour, names: &Names, path: &Path, meta: &Metadata, device: u64) -> Outcome<bool> {
         let shown = path.display();

@@ -386,6 +386,35 @@ mod foreign_tests {
     use super::*;
 
     #[test]
+    fn what_a_recovery_needs_is_part_of_a_running_servers_image() {
+        let class = |flavour, running: bool, name: &str| {
+            let names = if running { Names::default().of_running() } else { Names::default() };
+            classify(flavour, &names, Path::new(name), EntryKind::File)
+        };
+        for (flavour, name) in [
+            (Flavour::MariaDb, "ddl_recovery.log"),
+            (Flavour::MySql, "#ib_16384_0.dblwr"),
+            (Flavour::MySql, "#ib_16384_1.bdblwr"),
+            (Flavour::MySql, "undo_1_trunc.log"),
+        ] {
+            assert_eq!(class(flavour, true, name), Class::Copy, "{name}");
+            assert_ne!(class(flavour, false, name), Class::Copy, "{name}");
+        }
+        // these are made anew, belong to the host, or lead to production, whoever runs
+        for (flavour, name) in [
+            (Flavour::MariaDb, "ibtmp1"),
+            (Flavour::MariaDb, "master.info"),
+            (Flavour::MariaDb, "vm-bin.000001"),
+            (Flavour::MariaDb, "vm.pid"),
+            (Flavour::MySql, "auto.cnf"),
+            (Flavour::MySql, "binlog.000001"),
+        ] {
+            assert_ne!(class(flavour, true, name), Class::Copy, "{name}");
+            assert_eq!(class(flavour, true, name), class(flavour, false, name), "{name}");
+        }
+    }
+
+    #[test]
     fn an_image_brings_data_and_nothing_else() {
         let why = |path: &str| foreign(Flavour::MariaDb, Path::new(path));
         for no in

@@ -34,7 +34,12 @@ pub struct Isolated<'a> {
     /// The source's layout variables. Beside them, the destination's own `basedir`, `plugin_dir`, `lc_messages_dir` and
     /// `character_sets_dir` are passed on if given: a server in an unusual place does not find them by itself.
     pub layout: &'a BTreeMap<String, String>,
+    /// Bytes of buffer pool.
+    pub pool: u64,
 }
+
+/// The buffer pool of a start that has nothing to recover, in bytes.
+pub const POOL: u64 = 64 << 20;
 
 /// Where the destination's server finds its own files.
 const PLACES: [&str; 4] = ["basedir", "plugin_dir", "lc_messages_dir", "character_sets_dir"];
@@ -50,7 +55,7 @@ pub fn own_values(destination: &BTreeMap<String, String>) -> Vec<&'static str> {
 }
 
 /// Both flavours: nobody gets in from outside, nothing runs by itself, nothing is written but data, little memory.
-const COMMON: [&str; 14] = [
+const COMMON: [&str; 13] = [
     "--skip-networking",
     "--event-scheduler=DISABLED",
     // sanitising must not leave the values it removes in a log
@@ -59,7 +64,6 @@ const COMMON: [&str; 14] = [
     "--slow-query-log=OFF",
     "--local-infile=OFF",
     "--performance-schema=OFF",
-    "--innodb-buffer-pool-size=64M",
     // the source's list of warm pages stays as it came
     "--innodb-buffer-pool-load-at-startup=OFF",
     "--innodb-buffer-pool-dump-at-shutdown=OFF",
@@ -114,6 +118,7 @@ pub fn arguments(isolated: &Isolated<'_>) -> Vec<OsString> {
     }
     path("innodb-log-group-home-dir", isolated.datadir);
     path("innodb-undo-directory", isolated.datadir);
+    arguments.push(format!("--innodb-buffer-pool-size={}", isolated.pool).into());
     arguments.extend(isolated.user.map(|user| OsString::from(format!("--user={user}"))));
     let own = if isolated.flavour.is_mysql() { MYSQL.as_slice() } else { MARIADB.as_slice() };
     arguments.extend(COMMON.iter().chain(own).map(OsString::from));
@@ -184,6 +189,7 @@ mod tests {
             tmpdir: &run.join("tmp"),
             user: Some("mysql"),
             layout,
+            pool: POOL,
         };
         arguments(&at).into_iter().map(|a| a.into_string().unwrap()).collect()
     }

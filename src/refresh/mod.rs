@@ -64,7 +64,24 @@ struct Figures {
     outage: Option<Duration>,
     /// A running source's writes were held for so long.
     held: Option<Duration>,
+    /// The source was stopped, or the image has landed.
+    acted: bool,
     taking: Option<Taking>,
+}
+
+/// What a run has passed from where it does not begin anew.
+#[derive(Default)]
+struct Passed {
+    /// When the source was stopped.
+    stopped_at: std::cell::Cell<Option<Instant>>,
+    /// The image is at the destinations.
+    landed: std::cell::Cell<bool>,
+}
+
+impl Passed {
+    fn any(&self) -> bool {
+        self.landed.get() || self.stopped_at.get().is_some()
+    }
 }
 
 /// What a run may do about others, and when.
@@ -169,17 +186,17 @@ pub async fn run(job: Job<'_>, refresh: &Refresh) -> Outcome<Summary> {
         despite_blackout: job.despite_blackout,
         may_begin_anew: false,
     };
-    let stopped_at = std::cell::Cell::new(None);
+    let passed = Passed::default();
     let mut pauses = pauses(FIRST_PAUSE);
     let (result, left) = loop {
         let pause = pauses.next();
         let limits = Limits { may_begin_anew: pause.is_some(), ..limits };
-        let result = pipeline(&run, job.config, refresh, &mut hosts, &mut figures, limits, &stopped_at).await;
+        let result = pipeline(&run, job.config, refresh, &mut hosts, &mut figures, limits, &passed).await;
         let left = put_back(&run, &mut hosts, result.is_err()).await;
         // a connection lost before the stop is no reason to leave a night out: all is put back, so begin anew
         match (&result, pause) {
             (Err(problem), Some(pause))
-                if problem.passing && stopped_at.get().is_none() && left.is_empty() && !run.cancel.is_cancelled() =>
+                if problem.passing && !passed.any() && left.is_empty() && !run.cancel.is_cancelled() =>
             {
                 let s = pause.as_secs_f64();
                 report.warn("", format!("{problem}; nothing was stopped: the run begins anew in {s:.1} s"));
@@ -197,8 +214,9 @@ pub async fn run(job: Job<'_>, refresh: &Refresh) -> Outcome<Summary> {
     // a source that the pipeline could not bring back was down until it was put back
     if figures.outage.is_none() {
         let back = hosts.back_since.unwrap_or_else(Instant::now);
-        figures.outage = stopped_at.get().map(|at: Instant| back.saturating_duration_since(at));
+        figures.outage = passed.stopped_at.get().map(|at| back.saturating_duration_since(at));
     }
+    figures.acted = passed.any();
     let mut summary = summarise(refresh, &run, &hosts, result, left, &figures, begun);
     if summary.ending == Ending::Locked && refresh.policy.on_busy == OnBusy::Skip && !job.no_wait {
         summary.ending = Ending::Skipped;
@@ -231,7 +249,7 @@ async fn pipeline(
     hosts: &mut Hosts,
     figures: &mut Figures,
     limits: Limits,
-    stopped_at: &std::cell::Cell<Option<Instant>>,
+    passed: &Passed,
 ) -> Outcome<()> {
     let (policy, report) = (&refresh.policy, &run.report);
     let abort = policy.on_destination_failure == OnDestinationFailure::Abort;
@@ -274,7 +292,7 @@ async fn pipeline(
 
     let (runtime, taken) = match refresh.method {
         Method::Cold => {
-            let at = take::Attempt { run, config, refresh, limits, stopped_at };
+            let at = take::Attempt { run, config, refresh, limits, stopped_at: &passed.stopped_at };
             take::of_stopped(at, hosts, taking, &mut figures.outage, precopy).await?
         }
         Method::Snapshot => {
@@ -282,6 +300,7 @@ async fn pipeline(
             (Runtime::default(), taken)
         }
     };
+    passed.landed.set(true);
     let (_, image) = taking.image.ok_or_else(|| Problem::failed("there is no image"))?;
 
     let shared = install::Shared {
@@ -387,7 +406,6 @@ fn summarise(
     begun: Instant,
 ) -> Summary {
     let results = hosts.results();
-    let stopped = figures.outage.is_some();
     let problem = result.err();
     let done = results.iter().filter(|d| d.refreshed).count();
     let ending = match &problem {
@@ -398,9 +416,9 @@ fn summarise(
         Some(p) => match p.kind {
             Kind::Cancelled => Ending::Cancelled,
             // these promise that nothing was touched
-            Kind::Refused if !stopped => Ending::Refused,
-            Kind::Locked if !stopped => Ending::Locked,
-            Kind::Usage if !stopped => Ending::Usage,
+            Kind::Refused if !figures.acted => Ending::Refused,
+            Kind::Locked if !figures.acted => Ending::Locked,
+            Kind::Usage if !figures.acted => Ending::Usage,
             _ => Ending::Failed,
         },
     };

@@ -64,12 +64,20 @@ fn datadirs_of_mysql_that_are_mount_points() {
     // and of the running server: tables of both kinds, while commits go on
     src.sql("CREATE DATABASE ledger; CREATE TABLE ledger.commits (n INT PRIMARY KEY)");
     src.sql("CREATE TABLE shop.m (n INT PRIMARY KEY) ENGINE=MyISAM; INSERT INTO shop.m VALUES (5), (6)");
+    let snapshot = "--now nightly --set refreshes.nightly.method='\"snapshot\"'";
+    // a statement that runs for long is not waited behind: who comes after it would wait for its end, readers too
+    std::thread::scope(|scope| {
+        scope.spawn(|| src.sql("SELECT SLEEP(25) FROM shop.t"));
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        operator
+            .refreshd(&format!("{snapshot} --set refreshes.nightly.drain_timeout='\"4s\"'"))
+            .expect(1)
+            .says(&["could not be held"]);
+        src.sh("timeout 5 mysql -e 'SELECT COUNT(*) FROM shop.t; INSERT INTO shop.m VALUES (7); DELETE FROM shop.m WHERE n = 7'");
+    });
     let (life, writer) = (src.server_life(), Writer::on(src));
     let before = writer.committed();
-    operator
-        .refreshd("--now nightly --set refreshes.nightly.method='\"snapshot\"'")
-        .expect(0)
-        .says(&["btrfs snapshot", "its writes were held for"]);
+    operator.refreshd(snapshot).expect(0).says(&["btrfs snapshot", "its writes were held for"]);
     assert_eq!(src.server_life(), life, "it was stopped");
     writer.check(src, &[d1], before);
     assert_eq!(d1.sql("SELECT SUM(n) FROM shop.m; SELECT COUNT(*) FROM shop.t"), "11\n1");

@@ -3,13 +3,14 @@
 //!
 //! Mounts need root; without it there is nothing here to test, which the output says.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::frozen::{nothing_frozen, world_on_clones, world_on_subvolume};
 use crate::ledger::Ledger;
 use crate::oracle;
-use crate::world::{Outcome, Server, World, wait_for};
+use crate::world::{Outcome, Server, World, output, wait_for};
 
 /// A world whose source is copied while it runs.
 pub fn world_on_snapshots() -> Option<World> {
@@ -133,11 +134,56 @@ fn a_statement_that_keeps_its_locks_is_not_waited_for_for_ever() {
     world.set("refreshes.nightly.drain_timeout", "\"4s\"");
     world.source.sql("CREATE TABLE shop.slow (n INT) ENGINE=MyISAM");
     let client = world.source.idle_client("LOCK TABLES shop.slow WRITE");
-    world.refresh().run().expect(4).says(&["could not be held", "process list"]);
+    world.refresh().run().expect(1).says(&["could not be held", "process list"]);
     drop(client);
     world.source.sql("INSERT INTO shop.slow VALUES (1)");
     nothing_frozen(&world);
     world.refresh().run().expect(0);
+}
+
+/// A loss at the destination after that is no reason to copy once more: it may serve the new generation already.
+#[test]
+fn once_the_image_has_landed_the_run_does_not_begin_anew() {
+    let Some(world) = world_on_snapshots() else { return };
+    for (n, point) in ["verify:after", "commit:journalled"].into_iter().enumerate() {
+        world.stamp(n as u32 + 1);
+        let outcome = world
+            .call(&["--json", "--now", "nightly"])
+            .fault(&format!("destination:{point}=kill"))
+            .run()
+            .expect_any(&[0, 1]);
+        let begun = |step: &str| {
+            let events = outcome.events();
+            events.iter().filter(|event| event["event"] == "step_started" && event["step"] == step).count()
+        };
+        assert_eq!((begun("freeze"), begun("copy")), (1, 1), "{point}");
+        world.recover().expect(0);
+        let serves = if outcome.code() == 0 { format!("prod-{}", n + 1) } else { "r1".to_owned() };
+        assert_eq!(world.content(world.destination()), serves, "{point}");
+    }
+}
+
+/// What is mounted on a folder of the datadir is on the same filesystem, and yet no part of its snapshot.
+#[test]
+fn a_schema_that_is_a_mount_of_its_own_is_not_missed() {
+    let Some(world) = world_on_snapshots() else { return };
+    let source = &world.source;
+    source.sql("CREATE DATABASE elsewhere; CREATE TABLE elsewhere.t (n INT) ENGINE=MyISAM; FLUSH TABLES");
+    let (there, here) = (source.datadir().join("elsewhere"), source.datadir().join("here-it-is"));
+    world.set("refreshes.nightly.drop_files", "[\"here-it-is\"]");
+    std::fs::rename(&there, &here).unwrap();
+    std::fs::create_dir(&there).unwrap();
+    output(Command::new("mount").arg("--bind").arg(&here).arg(&there));
+    let outcome = world.refresh().run();
+    output(Command::new("umount").arg(&there));
+    let outcome = outcome.expect_any(&[1, 4]);
+    assert!(
+        outcome.stderr.contains("mount of its own") || outcome.stderr.contains("another filesystem"),
+        "{}",
+        outcome.stderr
+    );
+    assert_eq!(world.content(world.destination()), "r1");
+    nothing_frozen(&world);
 }
 
 /// Whoever holds the writes may hang: the server lets go of it, and what was frozen is not used.

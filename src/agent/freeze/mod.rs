@@ -346,10 +346,25 @@ impl Watched {
 /// Freezes the datadir; what an earlier run left is removed first. The server must be stopped, and stay so until this returns. On failure
 /// what was begun is removed.
 pub fn take(way: &Way, place: &Place, run: &str, items: &[Item]) -> Outcome<Frozen> {
+    take_at(way, place, run, items, &mut || ())
+}
+
+/// The same. `made` is told as soon as it no longer matters what becomes of the files: the snapshot is made, or it never will be.
+pub fn take_at(way: &Way, place: &Place, run: &str, items: &[Item], made: &mut dyn FnMut()) -> Outcome<Frozen> {
     sweep(place)?;
-    attempt(way, place, run, items, &failpoint::hit).map_err(|problem| match sweep(place) {
-        Ok(_) => problem,
-        Err(left) => problem.cause(format!("and what was begun could not be removed: {left}")),
+    let told = std::cell::RefCell::new(made);
+    let reach = |point: &str| {
+        if point == "freeze:made" {
+            (told.borrow_mut())();
+        }
+        failpoint::hit(point)
+    };
+    attempt(way, place, run, items, &reach).map_err(|problem| {
+        (told.borrow_mut())();
+        match sweep(place) {
+            Ok(_) => problem,
+            Err(left) => problem.cause(format!("and what was begun could not be removed: {left}")),
+        }
     })
 }
 
