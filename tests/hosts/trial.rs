@@ -128,7 +128,7 @@ impl<'a> Trial<'a> {
             operator,
             src,
             destinations: destinations.collect(),
-            writer: Writer::every(src, "0.1"),
+            writer: Writer::every(src, "0.15"),
             stamp: 1,
             begun,
             expected,
