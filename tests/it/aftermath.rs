@@ -10,7 +10,7 @@ pub const GUARD_LIMIT: Duration = Duration::from_secs(25);
 
 /// A world in which silence and outages are short.
 pub fn fault_world() -> World {
-    let world = World::new();
+    let world = World::builder().in_memory().build();
     world.set("daemon.host_timeout", "\"4s\"");
     world.set("refreshes.nightly.max_outage", "\"30s\"");
     world

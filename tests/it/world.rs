@@ -441,7 +441,18 @@ fi
 impl Sandbox {
     /// A new folder with its janitor.
     pub fn new() -> Sandbox {
-        let root = output(Command::new("mktemp").args(["-d", "/tmp/mrXXXXXX"])).trim().into();
+        Sandbox::below(Path::new("/tmp"))
+    }
+
+    /// The same in memory, where that has room.
+    pub fn in_memory() -> Sandbox {
+        let memory = Path::new("/dev/shm");
+        let roomy = rustix::fs::statvfs(memory).is_ok_and(|stat| stat.f_bavail * stat.f_frsize > 4 << 30);
+        Sandbox::below(if roomy { memory } else { Path::new("/tmp") })
+    }
+
+    fn below(folder: &Path) -> Sandbox {
+        let root = output(Command::new("mktemp").arg("-d").arg(folder.join("mrXXXXXX"))).trim().into();
         let mut janitor = Command::new("bash");
         janitor.args(["-c", JANITOR, "janitor"]).arg(&root).process_group(0);
         janitor.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -669,9 +680,16 @@ pub struct Builder {
     source_made_with: &'static str,
     destination_made_with: &'static str,
     over: Option<&'static str>,
+    in_memory: bool,
 }
 
 impl Builder {
+    /// Not on a disk: for tests that are about who does what when, and wait for many files to be made durable.
+    pub fn in_memory(mut self) -> Self {
+        self.in_memory = true;
+        self
+    }
+
     /// The transport by which the hosts are reached, whatever `MR_OVER` says.
     pub fn over(mut self, transport: &'static str) -> Self {
         self.over = (transport != "local").then_some(transport);
@@ -733,7 +751,7 @@ impl Builder {
 
     /// Makes the folders, starts the servers, writes the configuration.
     pub fn build(self) -> World {
-        let sandbox = Sandbox::new();
+        let sandbox = if self.in_memory { Sandbox::in_memory() } else { Sandbox::new() };
         let root = sandbox.root.clone();
         fs::create_dir_all(root.join("logs")).unwrap();
         fs::create_dir_all(root.join("home")).unwrap();
@@ -793,6 +811,7 @@ impl World {
             source_made_with: "",
             destination_made_with: "",
             over: over(),
+            in_memory: false,
         }
     }
 
