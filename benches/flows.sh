@@ -134,26 +134,14 @@ content() {
         (SELECT SUM(LENGTH(page)) FROM shop.visits)'
 }
 
-host_config() {
-    cat <<END
-[environments.$1.hosts.$2]
-transport = "local"
-policy = "$box/host.toml"
-datadir = "$box/$2/data"
-socket = "$box/$2/sock"
-user = "$(id -un)"
-service = { server = "$SANDBOX_SERVER", defaults_file = "$box/$2/my.cnf" }
-state_dir = "$box/$2/state"
-END
-}
 write_config() {
     cat >"$box/config.toml" <<END
 [daemon]
 state_dir = "$box/state"
 log_dir = "$box/log"
-$(host_config prod src)
-$(host_config rnd dst)
-$(host_config rnd keep-refreshd)
+$(sandbox_host "$box" prod src)
+$(sandbox_host "$box" rnd dst)
+$(sandbox_host "$box" rnd keep-refreshd)
 [refreshes.first]
 source = "prod"
 destinations = ["rnd/dst"]

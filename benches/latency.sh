@@ -72,24 +72,12 @@ done
 "$root/utils/shop.sh" --size "$size" | sandbox_sql "$box" src
 sandbox_sql "$box" src <<<'CREATE DATABASE sbtest'
 
-host_config() {
-    cat <<END
-[environments.$1.hosts.$2]
-transport = "local"
-policy = "$box/host.toml"
-datadir = "$box/$2/data"
-socket = "$box/$2/sock"
-user = "$(id -un)"
-service = { server = "$SANDBOX_SERVER", defaults_file = "$box/$2/my.cnf" }
-state_dir = "$box/$2/state"
-END
-}
 cat >"$box/config.toml" <<END
 [daemon]
 state_dir = "$box/state"
 log_dir = "$box/log"
-$(host_config prod src)
-$(host_config rnd dst)
+$(sandbox_host "$box" prod src)
+$(sandbox_host "$box" rnd dst)
 [refreshes.all]
 source = "prod"
 destinations = ["rnd"]

@@ -200,6 +200,20 @@ sandbox_query() { sandbox_sql "$1" "$2" --batch --skip-column-names --raw <<<"$3
 
 sandbox_port() { sed -n 's/^port *= *//p' "$1/$2/my.cnf"; }
 
+# sandbox_host FOLDER ENVIRONMENT SERVER: it as a host of a configuration.
+sandbox_host() {
+    cat <<END
+[environments.$2.hosts.$3]
+transport = "local"
+policy = "$1/host.toml"
+datadir = "$1/$3/data"
+socket = "$1/$3/sock"
+user = "$(id -un)"
+service = { server = "$SANDBOX_SERVER", defaults_file = "$1/$3/my.cnf" }
+state_dir = "$1/$3/state"
+END
+}
+
 sandbox_names() {
     local cnf
     for cnf in "$1"/*/my.cnf; do
