@@ -7,8 +7,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::available_parallelism;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -29,6 +31,9 @@ use crate::wire::message::{Entry, Lack, Pass, Passed, StreamOptions};
 
 /// Chunks between reader and sender.
 const QUEUE: usize = 4;
+
+/// Chunks that are read and hashed at once while the server is down, by as many threads as there are processors, up to so many.
+const HANDS: usize = 8;
 
 /// Chunks that wait for the receivers' answer. As much is read ahead as a link with 40 ms of latency carries in a round trip.
 const ASKED: usize = 32;
@@ -126,12 +131,21 @@ enum Waiting {
     End(Entry),
 }
 
+/// What was read of a file at once, and is next.
+struct Part {
+    offset: u64,
+    raw: Vec<u8>,
+    hashes: Vec<Hash>,
+}
+
 struct Reader<'a> {
     reading: Reading<'a>,
     sent: &'a mut Sent,
     out: SyncSender<Out>,
     session: &'a Session,
     guest: Guest,
+    /// Threads that read and hash; 1 beside a server that runs.
+    hands: usize,
     encoding: Encoding,
     waiting: VecDeque<Waiting>,
     asked: usize,
@@ -154,6 +168,7 @@ enum Against {
 impl<'a> Reader<'a> {
     fn new(reading: Reading<'a>, sent: &'a mut Sent, out: SyncSender<Out>, session: &'a Session) -> Outcome<Self> {
         let guest = if reading.down { Guest::hasty() } else { Guest::shy(reading.options.max_rate) };
+        let hands = if reading.down { available_parallelism().map_or(1, |n| n.get().min(HANDS)) } else { 1 };
         let encoding = reading.options.level.map_or(Encoding::Plain, Encoding::Zstd);
         // answers to what an earlier pass has asked and left in vain
         while reading.lacks.try_recv().is_ok() {}
@@ -163,6 +178,7 @@ impl<'a> Reader<'a> {
             out,
             session,
             guest,
+            hands,
             encoding,
             waiting: VecDeque::new(),
             asked: 0,
@@ -264,22 +280,28 @@ impl<'a> Reader<'a> {
             self.put(begin.clone())?;
         }
         let mut hasher = FileHasher::default();
-        let mut offset = 0;
-        while offset < item.len {
-            let want = (item.len - offset).min(CHUNK as u64) as usize;
-            let mut raw = self.spare.pop().unwrap_or_default();
-            raw.resize(want, 0);
-            match self.guest.read(file, &mut raw, offset, self.session) {
-                Err(error) if self.hot() && error.kind() == ErrorKind::UnexpectedEof => {
-                    self.gone(number, begun)?;
-                    return Ok(None);
+        let mut parts = VecDeque::new();
+        let mut next = 0;
+        while next < item.len {
+            if parts.is_empty() {
+                match self.parts(file, item.len, next) {
+                    Err(error) if self.hot() && error.kind() == ErrorKind::UnexpectedEof => {
+                        self.gone(number, begun)?;
+                        return Ok(None);
+                    }
+                    read => {
+                        parts =
+                            read.explain(|| format!("cannot read {}", item.path.under(self.reading.datadir).display()))?
+                    }
                 }
-                read => read.explain(|| format!("cannot read {}", item.path.under(self.reading.datadir).display()))?,
             }
+            let Some(Part { offset, raw, hashes }) = parts.pop_front() else {
+                return Err(Problem::failed("nothing was read"));
+            };
+            let want = raw.len();
             self.passed.read += want as u64;
             (self.reading.watch)()?;
             self.session.check()?;
-            let hashes = pack::hashes(&raw);
             hashes.iter().enumerate().for_each(|(n, hash)| hasher.add(hash, BLOCK.min(want - n * BLOCK)));
             let first = offset / BLOCK as u64;
             let mut absent = 0;
@@ -311,7 +333,7 @@ impl<'a> Reader<'a> {
                     self.pack(number, offset, raw, &hashes, absent)?;
                 }
             }
-            offset += want as u64;
+            next = offset + want as u64;
         }
         let proof = hasher.finish();
         if begun {
@@ -321,6 +343,40 @@ impl<'a> Reader<'a> {
             self.same(item, proof)?;
         }
         Ok(Some(proof))
+    }
+
+    /// What comes at `offset` of a file of `len` bytes: while a server waits for us a few chunks at once, or else one.
+    fn parts(&mut self, file: &File, len: u64, offset: u64) -> std::io::Result<VecDeque<Part>> {
+        let places = (offset..len).step_by(CHUNK).take(if self.hands > 1 { 2 * self.hands } else { 1 });
+        let mut parts: VecDeque<Part> = places
+            .map(|offset| {
+                let mut raw = self.spare.pop().unwrap_or_default();
+                raw.resize((len - offset).min(CHUNK as u64) as usize, 0);
+                Part { offset, raw, hashes: Vec::new() }
+            })
+            .collect();
+        let parts_of = parts.make_contiguous();
+        let [part] = parts_of else {
+            let share = parts_of.len().div_ceil(self.hands);
+            std::thread::scope(|scope| {
+                let take = |part: &mut Part| {
+                    file.read_exact_at(&mut part.raw, part.offset)?;
+                    part.hashes = pack::hashes(&part.raw);
+                    Ok(())
+                };
+                let hands: Vec<_> = parts_of
+                    .chunks_mut(share)
+                    .map(|parts| scope.spawn(move || parts.iter_mut().try_for_each(take)))
+                    .collect();
+                hands.into_iter().try_for_each(|hand| {
+                    hand.join().unwrap_or_else(|_| Err(std::io::Error::other("a reading thread failed")))
+                })
+            })?;
+            return Ok(parts);
+        };
+        self.guest.read(file, &mut part.raw, part.offset, self.session)?;
+        part.hashes = pack::hashes(&part.raw);
+        Ok(parts)
     }
 
     /// Receivers have it as it is.

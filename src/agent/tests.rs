@@ -138,7 +138,7 @@ impl Pair {
                 datadir: &source,
                 tree: &tree,
                 options: &options,
-                down: false,
+                down: pass == Pass::Cold,
                 lacks: &mut inbox.lacks,
                 watch: &|| Ok(()),
             };
