@@ -7,8 +7,9 @@ usage() {
     cat <<'END'
 usage: benches/flows.sh [--size MB] [--rounds N] [--change WHICH] [--freeze WAY] [--settle S] [--writes] [--only FLOW,…] [--in FOLDER]
 
-Makes a source and destinations (utils/sandbox.sh), then in each round, before which some of the source's rows change, runs every
-flow once, and prints the medians. All on one machine: no network, no ssh.
+Makes a source and destinations (utils/sandbox.sh), then in each round runs every flow once, and prints the medians. Before each flow
+some of the source's rows change, so that none finds what the one before it made the server write: in a round as much as --change
+says, in equal shares. All on one machine: no network, no ssh.
 
   --size MB       the source's data, about (default 1000)
   --rounds N      how often (default 3)
@@ -105,6 +106,9 @@ empty_destination() {
     mkdir "$box/$1/data"
 }
 
+# One flow's share of 2 % of the rows: one of so many.
+part=$((50 * $(wc -w <<<"$flows")))
+
 change_source() {
     case $change in
         newest) grow_source ;;
@@ -114,18 +118,18 @@ change_source() {
 
 scatter_source() {
     sandbox_sql "$box" src shop <<END
-UPDATE documents SET body = REVERSE(body) WHERE CRC32(CONCAT(id, '-$round')) % 50 = 0;
-UPDATE orders SET remark = REVERSE(remark) WHERE CRC32(CONCAT(id, '-$round')) % 50 = 0;
-UPDATE items SET pieces = pieces + 1 WHERE CRC32(CONCAT(order_id, '-$round')) % 50 = 0;
+UPDATE documents SET body = REVERSE(body) WHERE CRC32(CONCAT(id, '-$flow-$round')) % $part = 0;
+UPDATE orders SET remark = REVERSE(remark) WHERE CRC32(CONCAT(id, '-$flow-$round')) % $part = 0;
+UPDATE items SET pieces = pieces + 1 WHERE CRC32(CONCAT(order_id, '-$flow-$round')) % $part = 0;
 END
 }
 
 grow_source() {
-    sandbox_sql "$box" src shop <<'END'
+    sandbox_sql "$box" src shop <<END
 SET @documents = (SELECT MAX(id) FROM documents), @orders = (SELECT MAX(id) FROM orders);
-INSERT INTO documents SELECT id + @documents, order_id, REVERSE(body) FROM documents WHERE id <= @documents DIV 50;
-INSERT INTO orders SELECT id + @orders, customer, CURDATE(), state, REVERSE(remark) FROM orders WHERE id <= @orders DIV 50;
-INSERT INTO items SELECT order_id + @orders, line, product, pieces, price FROM items WHERE order_id <= @orders DIV 50;
+INSERT INTO documents SELECT id + @documents, order_id, REVERSE(body) FROM documents WHERE id <= @documents DIV $part;
+INSERT INTO orders SELECT id + @orders, customer, CURDATE(), state, REVERSE(remark) FROM orders WHERE id <= @orders DIV $part;
+INSERT INTO items SELECT order_id + @orders, line, product, pieces, price FROM items WHERE order_id <= @orders DIV $part;
 END
 }
 
@@ -361,8 +365,10 @@ if [ $writes = yes ]; then
 fi
 for ((round = 1; round <= rounds; round++)); do
     say "round $round of $rounds"
-    change_source
-    sleep "$settle"
-    for flow in $flows; do measure "$flow"; done
+    for flow in $flows; do
+        change_source
+        sleep "$settle"
+        measure "$flow"
+    done
 done
 report
