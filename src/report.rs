@@ -273,7 +273,8 @@ impl Summary {
             let ms = self.took(steps);
             (ms > 0).then(|| format!("{name} {:.2} s", ms as f64 / 1000.0))
         };
-        let frozen = matches!(self.taken, Some(Taken::Frozen(_)));
+        // also where it came to no image
+        let frozen = matches!(self.taken, Some(Taken::Frozen(_))) || self.took(&[Step::Freeze]) > 0;
         let copy = if frozen { None } else { part("copy", &[Step::Copy, Step::Prove]) };
         let parts = [part("stop", &[Step::Stop]), part("freeze", &[Step::Freeze]), copy, part("start", &[Step::Start])];
         Some(parts.into_iter().flatten().collect::<Vec<_>>().join(", "))

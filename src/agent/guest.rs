@@ -20,6 +20,12 @@ const NICENESS: i32 = 10;
 /// The longest nap between two reads; whoever naps must hear that the controller is gone.
 const NAP: Duration = Duration::from_millis(200);
 
+/// How far a reader may be behind its rate and still catch up.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// What is looked for in the page cache at once: a page of the server's.
+const PIECE: usize = 16 << 10;
+
 /// Memory that must be free, in parts of all of it, for what was read to stay in the page cache: then it displaces nothing.
 const ROOMY: u64 = 8;
 
@@ -65,23 +71,36 @@ impl Guest {
         // what is there already is somebody's, and stays; what only we have brought in goes again: nothing is to be read ahead, which
         // would look like somebody's
         let _ = fadvise(file, 0, None, Advice::Random);
-        let there = match preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
-            Ok(n) if n == buffer.len() => return Ok(()),
-            Ok(n) => n,
-            Err(_) => 0,
-        };
-        let rest = offset + there as u64;
-        file.read_exact_at(&mut buffer[there..], rest)?;
-        if let Some(length) = std::num::NonZeroU64::new((buffer.len() - there) as u64) {
-            let _ = fadvise(file, rest, Some(length), Advice::DontNeed);
+        let absent: Vec<bool> = buffer
+            .chunks_mut(PIECE)
+            .enumerate()
+            .map(|(n, piece)| {
+                let (at, whole) = (offset + (n * PIECE) as u64, piece.len());
+                let there = preadv2(file, &mut [IoSliceMut::new(piece)], at, ReadWriteFlags::NOWAIT);
+                !there.is_ok_and(|n| n == whole)
+            })
+            .collect();
+        let mut at = 0;
+        for run in absent.chunk_by(|a, b| a == b) {
+            let bytes = (run.len() * PIECE).min(buffer.len() - at);
+            if run[0] {
+                let from = offset + at as u64;
+                file.read_exact_at(&mut buffer[at..at + bytes], from)?;
+                let _ = fadvise(file, from, std::num::NonZeroU64::new(bytes as u64), Advice::DontNeed);
+            }
+            at += bytes;
         }
         Ok(())
     }
 
     /// Waits until so many bytes more may be read.
-    fn wait(&self, bytes: u64, session: &Session) -> Result<()> {
+    fn wait(&mut self, bytes: u64, session: &Session) -> Result<()> {
         let Some(rate) = self.max_rate.filter(|rate| *rate > 0) else { return Ok(()) };
         let due = Duration::from_secs_f64((self.read + bytes) as f64 / rate as f64);
+        // what was not read while others held it up is not made up for
+        if let Some(late) = self.begun.elapsed().checked_sub(due + SLACK) {
+            self.begun += late;
+        }
         while let Some(early) = due.checked_sub(self.begun.elapsed()) {
             if session.is_gone() {
                 return Err(Error::new(ErrorKind::Interrupted, "the controller is gone"));
@@ -168,8 +187,12 @@ mod tests {
             eprintln!("nothing tested: this filesystem keeps its pages, or fincore is not installed");
             return;
         }
-        // the server's: 2 MiB of it
+        // the server's: 2 MiB of it, and a page here and there, as an index is read
         file.read_exact_at(&mut vec![0; 2 << 20], 4 << 20).unwrap();
+        for n in 0..16 {
+            fadvise(&file, 0, None, Advice::Random).unwrap();
+            file.read_exact_at(&mut vec![0; PIECE], (n * 160 + 48) << 10).unwrap();
+        }
         let before = cached(&path).unwrap();
         let mut guest =
             Guest { shy: true, max_rate: None, begun: Instant::now(), read: 0, looked: Some(0), roomy: false };

@@ -76,7 +76,8 @@ pub async fn recoverable(sql: &mut Sql, variables: &BTreeMap<String, String>, wa
     };
     let refused = |why: &str| Problem::refused(format!("a snapshot of the running source would not recover: {why}"));
     // ZFS never writes half of a record
-    if is("innodb_doublewrite", &["OFF", "0"]) && !matches!(way, Way::Zfs { .. }) {
+    // DETECT_ONLY of MySQL finds torn pages and cannot mend them
+    if is("innodb_doublewrite", &["OFF", "0", "DETECT_ONLY"]) && !matches!(way, Way::Zfs { .. }) {
         return Err(refused("innodb_doublewrite is off, so pages may be torn").hint("Set `method = \"cold\"`."));
     }
     let logged = sql.pairs("SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'").await?;

@@ -128,13 +128,11 @@ pub fn stop(instance: &Instance) -> Outcome<()> {
     let begun = Instant::now();
     match (&instance.service, &process) {
         (Service::Systemd { unit }, _) => {
-            // Held down: a unit with Restart=, or monitoring, brings a server back within 100 ms. Before the stop, but the service manager
-            // is told only after it: a masked unit has lost its own ExecStop=, TimeoutStopSec= and SendSIGKILL= (verified on systemd
-            // 262; the last one on 252), and a server that takes longer than 90 s to stop would be killed.
-            let brief = Duration::from_secs(30);
-            command(&["systemctl", "mask", "--runtime", "--no-reload", "--quiet", unit], brief, instance)?;
+            // before the stop: a unit with Restart=, or monitoring, brings a server back within 100 ms
+            prepare_hold(instance)?;
+            let mark = Hold::of(unit).mark;
+            File::create(&mark).explain(|| format!("cannot create {}", mark.display()))?;
             command(&["systemctl", "stop", unit], limit, instance)?;
-            command(&["systemctl", "daemon-reload"], brief, instance)?;
         }
         (_, None) => return Ok(()),
         (Service::Commands { stop, .. }, Some(_)) => {
@@ -163,11 +161,73 @@ pub fn stop(instance: &Instance) -> Outcome<()> {
     Ok(())
 }
 
+/// What holds a unit down: an assertion that fails while a file is there, so that nobody's start succeeds. Gone with the next boot.
+///
+/// A runtime mask would not do: it is nothing to a unit whose own file lies in /etc/systemd/system, and takes ExecStop=, TimeoutStopSec=
+/// and SendSIGKILL= from a unit that has yet to stop (verified on systemd 252 and 262).
+struct Hold {
+    /// Read by the service manager.
+    dropin: PathBuf,
+    /// The server is held down while this is there.
+    mark: PathBuf,
+}
+
+/// The drop-in's name in the unit's folder.
+const HOLD: &str = "90-mysql-refreshd.conf";
+
+impl Hold {
+    fn of(unit: &str) -> Self {
+        let folder = Path::new("/run/systemd/system").join(format!("{unit}.d"));
+        Self { dropin: folder.join(HOLD), mark: folder.join("mysql-refreshd.held") }
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "# While this file is there, mysql-refreshd copies or exchanges the server's files, and holds it down.\n[Unit]\nAssertPathExists=!{}\n",
+            self.mark.display()
+        )
+    }
+}
+
+/// Has the service manager ask before each start whether the server is held down. It is not yet; this takes some 100 ms, and is done
+/// while it serves. What it needs stays until the next boot.
+pub fn prepare_hold(instance: &Instance) -> Outcome<()> {
+    let Service::Systemd { unit } = &instance.service else { return Ok(()) };
+    let hold = Hold::of(unit);
+    let there = std::fs::read_to_string(&hold.dropin).is_ok_and(|text| text == hold.text());
+    if there && is_asked(unit) {
+        return Ok(());
+    }
+    let written = hold.dropin.parent().map_or(Ok(()), std::fs::create_dir_all);
+    let written = written.and_then(|()| std::fs::write(&hold.dropin, hold.text()));
+    written.explain(|| format!("cannot write {}", hold.dropin.display()))?;
+    command(&["systemctl", "daemon-reload"], Duration::from_secs(30), instance)?;
+    if is_asked(unit) {
+        return Ok(());
+    }
+    Err(Problem::failed(format!("systemd does not read {}: {unit} could not be held down", hold.dropin.display())))
+}
+
+/// Whether the service manager has read the drop-in.
+fn is_asked(unit: &str) -> bool {
+    let show = ["show", "--property=DropInPaths,NeedDaemonReload", unit];
+    let output = Command::new("systemctl").args(show).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    output.is_ok_and(|output| {
+        let said = String::from_utf8_lossy(&output.stdout);
+        said.contains(&format!("/{HOLD}")) && !said.contains("NeedDaemonReload=yes")
+    })
+}
+
 /// Lets go of a server that `stop` holds down; starts nothing.
 pub fn release(instance: &Instance) -> Outcome<()> {
     let Service::Systemd { unit } = &instance.service else { return Ok(()) };
-    let brief = Duration::from_secs(30);
-    command(&["systemctl", "unmask", "--runtime", "--quiet", unit], brief, instance)
+    let mark = Hold::of(unit).mark;
+    match std::fs::remove_file(&mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).explain(|| format!("cannot remove {}: {unit} stays held down", mark.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A file about this instance's commands; another instance of the host may be stopping at the same time.
@@ -188,13 +248,22 @@ fn end_stop(instance: &Instance) {
     let _ = std::fs::remove_file(file);
 }
 
+/// A server that is up.
+#[derive(Debug)]
+pub struct Up {
+    /// This call has started it.
+    pub started: bool,
+    /// What went wrong before it came up, in words.
+    pub failed: Vec<String>,
+}
+
 /// Starts the server unless it runs, and waits until it answers. Blocking, idempotent; the only way a server is started
-/// here. Returns whether this call started it.
-pub fn ensure_started(instance: &Instance, key: &str) -> Outcome<bool> {
+/// here.
+pub fn ensure_started(instance: &Instance, key: &str) -> Outcome<Up> {
     // a holder that hangs, or a folder that cannot be written, must not keep the server down: we go on without the lock,
     // since the server's own locks keep a second one from running
     let _switch = lock::take_within(&switch_lock(&instance.state_dir, key), SWITCH_WAIT).unwrap_or(None);
-    // also when it runs: a unit that stays masked would not come back from its next crash
+    // also when it runs: a unit that stays held down would not come back from its next crash
     release(instance)?;
     let was_up = find(&instance.datadir)?.is_some();
     end_stop(instance);
@@ -202,23 +271,24 @@ pub fn ensure_started(instance: &Instance, key: &str) -> Outcome<bool> {
         // also when it greets: a stop that an agent which died had asked for may be under way, and this start follows it
         let _ = start(instance);
     }
-    let mut last = None;
+    let mut failed: Vec<Problem> = Vec::new();
+    let words = |failed: &[Problem]| failed.iter().map(ToString::to_string).collect();
     for attempt in 0..3u32 {
         if attempt > 0 {
             std::thread::sleep(Duration::from_secs(1 << attempt));
         }
         let running = find(&instance.datadir)?;
         if let (Some(_), true) = (&running, greets(&instance.socket)) {
-            return Ok(!was_up);
+            return Ok(Up { started: !was_up, failed: words(&failed) });
         }
         let begun = running.is_none();
         let result = if begun { start(instance) } else { Ok(()) };
         match result.and_then(|()| wait_ready(instance)) {
-            Ok(()) => return Ok(!was_up || begun),
-            Err(problem) => last = Some(problem),
+            Ok(()) => return Ok(Up { started: !was_up || begun, failed: words(&failed) }),
+            Err(problem) => failed.push(problem),
         }
     }
-    Err(last.unwrap_or_else(|| Problem::failed("the server does not start")))
+    Err(failed.pop().unwrap_or_else(|| Problem::failed("the server does not start")))
 }
 
 fn start(instance: &Instance) -> Outcome<()> {

@@ -43,6 +43,8 @@ pub struct Source {
     /// How this agent would freeze the datadir.
     way: Option<freeze::Way>,
     frozen: Option<freeze::Watched>,
+    /// What was there to be frozen: it must be what is found frozen.
+    to_be_frozen: Option<tree::Tree>,
     /// It is of a running server.
     running: bool,
     /// Something may be frozen, or on its way to be.
@@ -71,6 +73,7 @@ impl Serve for Source {
             way: None,
             frozen: None,
             running: false,
+            to_be_frozen: None,
             to_thaw: false,
         };
         Ok((source, reply))
@@ -88,8 +91,13 @@ impl Serve for Source {
             request,
             SourceRequest::Open(_) | SourceRequest::Facts(_) | SourceRequest::Lock(_) | SourceRequest::CanFreeze(_)
         );
-        let brings_back =
-            matches!(request, SourceRequest::StartServer(_) | SourceRequest::Undrain(_) | SourceRequest::DisarmGuard);
+        let brings_back = matches!(
+            request,
+            SourceRequest::StartServer(_)
+                | SourceRequest::Undrain(_)
+                | SourceRequest::DisarmGuard
+                | SourceRequest::Thaw
+        );
         if !looks && self.lock.is_none() && !(self.without_lock && brings_back) {
             return Err(Problem::failed("no change to a source without its lock"));
         }
@@ -252,6 +260,9 @@ impl Source {
             max_outage_s = max_outage_s.min(bounds.max_outage_s);
             lease_s = lease_s.min(LONGEST_LEASE_S);
         }
+        let at = instance.clone();
+        // not when the server is down and waits
+        blocking(move || server::prepare_hold(&at)).await?;
         self.guarded = true;
         let what = blocking(move || guard::arm(&instance, &key, &run, max_outage_s, lease_s)).await?;
         self.session.note(format!("the guard stands: {what}")).await;
@@ -309,16 +320,12 @@ impl Source {
             before.copyable()?;
             let frozen = freeze::take(&way, &place, &run, &before.items)?;
             still(&place.datadir, &before, &tree::walk(&place.datadir, flavour, &names)?)?;
-            let there = tree::walk(frozen.datadir(), flavour, &names)?;
-            let same = |(a, b): (&tree::Item, &tree::Item)| (&a.path, a.dir, a.len) == (&b.path, b.dir, b.len);
-            if there.items.len() != before.items.len() || !there.items.iter().zip(&before.items).all(same) {
-                return Err(Problem::failed("what was frozen is not all that the datadir holds"));
-            }
-            Ok(freeze::Watched::new(frozen))
+            Ok((freeze::Watched::new(frozen), before))
         })
         .await?;
         self.guard_stands("while the files were frozen")?;
-        self.frozen = Some(frozen);
+        let (frozen, before) = frozen;
+        (self.frozen, self.to_be_frozen) = (Some(frozen), Some(before));
         Ok(Reply::Done)
     }
 
@@ -375,6 +382,7 @@ impl Source {
         let (_, closed) = tokio::sync::mpsc::unbounded_channel();
         let mut lacks = std::mem::replace(&mut inbox.lacks, closed);
         let (sent, folder) = (self.sent.take(), self.open.instance.state_dir.clone());
+        let to_be_frozen = self.to_be_frozen.take();
         let (result, sent, lacks, frozen) = blocking(move || {
             let mut sent = match sent {
                 Some(sent) => sent,
@@ -386,6 +394,13 @@ impl Source {
             let before = tree::walk(&datadir, flavour, &names)?;
             if cold {
                 before.copyable()?;
+            }
+            // only now: while the files were frozen, the server was down
+            if let Some(stopped) = to_be_frozen {
+                let same = |(a, b): (&tree::Item, &tree::Item)| (&a.path, a.dir, a.len) == (&b.path, b.dir, b.len);
+                if before.items.len() != stopped.items.len() || !before.items.iter().zip(&stopped.items).all(same) {
+                    return Err(Problem::failed("what was frozen is not all that the datadir held"));
+                }
             }
             let watch = || frozen.as_ref().map_or(Ok(()), freeze::Watched::still);
             let reading = stream::Reading {
@@ -419,7 +434,12 @@ impl Source {
     async fn start(&mut self, runtime: &Runtime) -> Outcome<bool> {
         let begin = async |this: &Self| {
             let (instance, key) = (this.open.instance.clone(), this.identity.key.clone());
-            blocking(move || server::ensure_started(&instance, &key)).await.map_err(|p| p.with_kind(Kind::Human))
+            let up = blocking(move || server::ensure_started(&instance, &key)).await;
+            let up = up.map_err(|p| p.with_kind(Kind::Human))?;
+            for problem in up.failed {
+                this.session.warn(format!("the source did not start at once: {problem}")).await;
+            }
+            Ok::<_, Problem>(up.started)
         };
         let mut started = begin(self).await?;
         let mut sql = match self.sql().await {

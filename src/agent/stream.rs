@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::available_parallelism;
+use std::thread::{Builder, available_parallelism};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -366,8 +366,8 @@ impl<'a> Reader<'a> {
                 };
                 let hands: Vec<_> = parts_of
                     .chunks_mut(share)
-                    .map(|parts| scope.spawn(move || parts.iter_mut().try_for_each(take)))
-                    .collect();
+                    .map(|parts| Builder::new().spawn_scoped(scope, move || parts.iter_mut().try_for_each(take)))
+                    .collect::<std::io::Result<_>>()?;
                 hands.into_iter().try_for_each(|hand| {
                     hand.join().unwrap_or_else(|_| Err(std::io::Error::other("a reading thread failed")))
                 })

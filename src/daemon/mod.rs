@@ -437,6 +437,10 @@ impl Daemon {
     fn ended(&mut self, ticket: u64, ended: Ended) {
         self.live.end(ticket);
         let Some(mut run) = self.running.remove(&ticket) else { return };
+        // not even its end could be written down
+        if matches!(&ended, Ended::Problem(problem) if problem.kind == Kind::Human) {
+            self.recover_at = Some(std::time::Instant::now() + RECOVER_AGAIN);
+        }
         let answer = match ended {
             Ended::Summary(summary) => {
                 if summary.ending == Ending::Done && run.entry.origin.leads_on() {

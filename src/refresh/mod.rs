@@ -224,8 +224,15 @@ pub async fn run(job: Job<'_>, refresh: &Refresh) -> Outcome<Summary> {
     hosts.close().await;
     report.tell(Event::RunFinished(summary.clone()));
     report.flush();
-    job.store.finish(&id, &summary)?;
+    job.store.finish(&id, &summary).map_err(unrecorded)?;
     Ok(summary)
+}
+
+/// A run whose end is not on record: what became of it was said, and who asks later will not be told.
+fn unrecorded(problem: Problem) -> Problem {
+    problem
+        .with_kind(Kind::Human)
+        .hint("Mend the cause, then run `mysql-refreshd recover`: the run counts as interrupted until then.")
 }
 
 /// Puts on record that a run was not begun at all, and why.

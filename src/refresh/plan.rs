@@ -168,8 +168,10 @@ fn predict(refresh: &Refresh, store: Option<&Store>, taken: &Taken, bytes: u64) 
 
 fn verb(service: &Service, stop: bool) -> String {
     match (service, stop) {
-        (Service::Systemd { unit }, true) => format!("systemctl stop {unit}, held down by a runtime mask"),
-        (Service::Systemd { unit }, false) => format!("systemctl unmask --runtime {unit}; systemctl start {unit}"),
+        (Service::Systemd { unit }, true) => {
+            format!("systemctl stop {unit}, held down by an assertion in /run/systemd/system")
+        }
+        (Service::Systemd { unit }, false) => format!("systemctl start {unit}"),
         (Service::Commands { stop, .. }, true) => stop.join(" "),
         (Service::Commands { start, .. }, false) => start.join(" "),
         (Service::Process { .. }, true) => "SIGTERM to the server".into(),

@@ -64,7 +64,7 @@ pub async fn run(job: Job<'_>, id: &HostId) -> Outcome<Summary> {
     hosts.close().await;
     report.tell(Event::RunFinished(summary.clone()));
     report.flush();
-    store.finish(&run_id, &summary)?;
+    store.finish(&run_id, &summary).map_err(super::unrecorded)?;
     Ok(summary)
 }
 

@@ -33,6 +33,8 @@ fn kill_all(world: &World) {
     let stop = |signal_name: &str| world.program_processes().iter().for_each(|p| signal(p.pid, signal_name));
     // stopped first: none of them may see another one's death
     stop("-STOP");
+    // whoever was about to be started by one of them
+    stop("-STOP");
     stop("-KILL");
     world.expect_nobody_left();
 }

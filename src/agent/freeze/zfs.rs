@@ -17,6 +17,9 @@ pub fn possible(mount: &Mount) -> Result<(String, PathBuf), String> {
     if mount.kind != "zfs" {
         return Err(format!("{mount} is not ZFS"));
     }
+    if !mount.is_whole() {
+        return Err(format!("{mount} shows a part of its dataset only, and not what has been frozen of it"));
+    }
     if !is_root() {
         return Err("ZFS snapshots need root".to_owned());
     }

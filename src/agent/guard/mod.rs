@@ -124,10 +124,16 @@ pub fn arm(instance: &Instance, key: &str, run: &str, max_outage_s: u64, lease_s
     };
     place.change(|_| place.write(&record))?;
     place.renew(0);
+    stand(&place, &record)
+}
+
+/// Brings up a guard for what is on record, and waits until it stands. Returns what it is, in words.
+fn stand(place: &Place, record: &Record) -> Outcome<String> {
+    let run = record.run.as_str();
     let mut why = None;
     if service::manager() {
-        match service::start(&place, &record) {
-            Ok(unit) if stands_within(&place, run, ARM_LIMIT / 2)? => return Ok(unit),
+        match service::start(place, record) {
+            Ok(unit) if stands_within(place, run, ARM_LIMIT / 2)? => return Ok(unit),
             Ok(unit) => why = Some(format!("the service {unit} did not come up")),
             Err(problem) => why = Some(problem.to_string()),
         }
@@ -135,7 +141,7 @@ pub fn arm(instance: &Instance, key: &str, run: &str, max_outage_s: u64, lease_s
     // whichever stands first is the guard; another one ends when it sees that
     let arguments: Vec<OsString> = vec!["guard".into(), "--file".into(), place.file("json").into()];
     launch::detached(&place.file("log"), Path::new("self"), &arguments)?;
-    if stands_within(&place, run, ARM_LIMIT)? {
+    if stands_within(place, run, ARM_LIMIT)? {
         let as_what = "a process of its own".to_owned();
         return Ok(why.map_or(as_what.clone(), |why| format!("{as_what} ({why})")));
     }
@@ -146,7 +152,13 @@ pub fn arm(instance: &Instance, key: &str, run: &str, max_outage_s: u64, lease_s
 fn stands_within(place: &Place, run: &str, limit: Duration) -> Outcome<bool> {
     let begun = Instant::now();
     while begun.elapsed() < limit {
-        if place.read()?.is_some_and(|r| r.run == run && r.state == State::Armed) {
+        let stands = |record: &Record| match record.state {
+            State::Armed => true,
+            // one that has fired already, and stands for what is left to do
+            State::Fired { .. } => record.guard.as_ref().is_some_and(server::Process::alive),
+            State::Arming | State::Disarmed => false,
+        };
+        if place.read()?.is_some_and(|record| record.run == run && stands(&record)) {
             return Ok(true);
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -223,14 +235,29 @@ pub fn repair(instance: &Instance, key: &str) -> Outcome<Option<String>> {
     if record.dismissed || !open || record.guard.as_ref().is_some_and(server::Process::alive) {
         return Ok(None);
     }
-    let started = server::ensure_started(instance, key)?;
-    place.change(|now| match now {
+    let up = server::ensure_started(instance, key);
+    let (started, problem) = match &up {
+        Ok(up) => (Some(up.started), None),
+        Err(problem) => (None, Some(problem.to_string())),
+    };
+    let ours = place.change(|now| match now {
         Some(now) if now.run == record.run => {
             let reason = "this host was started anew, or its guard was killed".to_owned();
-            place.write(&Record { state: State::Fired { reason, started: Some(started), problem: None }, ..now })
+            place.write(&Record { state: State::Fired { reason, started, problem }, ..now }).map(|()| true)
         }
-        _ => Ok(()),
+        _ => Ok(false),
     })?;
+    let started = match up {
+        Ok(up) => up.started,
+        Err(problem) => {
+            // storage that comes late, a port that is taken: nobody else may be there who would try again
+            return Err(match ours.then(|| stand(&place, &record)) {
+                Some(Ok(_)) => problem.hint("A guard stands on this host and goes on trying."),
+                Some(Err(guard)) => problem.cause(format!("and no guard goes on trying: {guard}")),
+                None => problem,
+            });
+        }
+    };
     let what = if started { "the server was down and was started" } else { "the server was up" };
     Ok(Some(format!("run {} was interrupted while this source was guarded: {what}", record.run)))
 }

@@ -73,7 +73,7 @@ pub fn cap(file: &Path, run: &str, say: Say<'_>) -> Outcome<()> {
             if !matches!(now.state, State::Fired { .. }) {
                 now.state = State::Fired { reason: reason.clone(), started: None, problem: None };
                 place.write(&now)?;
-            } else if server::greets(&now.instance.socket) {
+            } else if server::greets(&now.instance.socket) || done_with(&now) {
                 return Ok(None);
             }
             Ok(Some(now))
@@ -94,6 +94,19 @@ pub fn cap(file: &Path, run: &str, say: Say<'_>) -> Outcome<()> {
     };
     let agent = record.watched.clone();
     bring_back(&place, &record, &reason, agent.as_ref(), say)
+}
+
+/// Whether the server had come up and nobody of the run is there who might have stopped it since: if it is down, somebody wants it so.
+fn done_with(record: &Record) -> bool {
+    let lives = |process: &Option<server::Process>| process.as_ref().is_some_and(server::Process::alive);
+    matches!(record.state, State::Fired { started: Some(_), .. }) && !lives(&record.watched) && !lives(&record.guard)
+}
+
+fn again(failed: &[String]) -> String {
+    match failed {
+        [] => "the server is up again".to_owned(),
+        failed => format!("the server is up again; before that: {}", failed.join("; ")),
+    }
 }
 
 fn place_of(file: &Path) -> Place {
@@ -202,12 +215,12 @@ fn bring_back(
         let result = server::ensure_started(&record.instance, &record.key);
         whatever_happens("fire:started", say);
         let (started, problem) = match &result {
-            Ok(started) => (Some(*started), None),
+            Ok(up) => (Some(up.started), None),
             Err(problem) => (None, Some(problem.to_string())),
         };
         match &result {
-            Ok(true) => say("the server is up again"),
-            Ok(false) => say("the server is up"),
+            Ok(server::Up { started: true, failed }) => say(&again(failed)),
+            Ok(_) => say("the server is up"),
             Err(problem) => say(&format!("the server does not start: {problem}")),
         }
         fired.state = State::Fired { reason: reason.to_owned(), started, problem };

@@ -272,7 +272,8 @@ fn put_dropin(instance: &Instance, text: Option<&str>) -> Outcome<()> {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).explain(|| format!("cannot remove {}", path.display()))
             }
-            _ => Ok(()),
+            // it may lie on another filesystem than the journal, which is not to be gone before it
+            _ => path.parent().filter(|folder| folder.is_dir()).map_or(Ok(()), sync),
         },
     }
 }
