@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::failpoint;
 use crate::lock::Lock;
 use crate::problem::{Explain, Kind, Outcome, Problem};
-use crate::report::{Event, Reporter, Step, StepTime};
+use crate::report::{DestinationResult, Event, Reporter, Step, StepTime};
 use crate::store::Store;
 use crate::wire::message::Holder;
 
@@ -230,6 +230,11 @@ impl<U: Serialize + DeserializeOwned + Clone> Run<U> {
     /// The act is final: its undo is no longer wanted.
     pub fn settle(&self, armed: Armed<U>) -> Outcome<()> {
         self.store.settle(armed.id)
+    }
+
+    /// A destination serves its image for good. To be told before its undos are settled, or a recovery could not know.
+    pub fn refreshed(&self, result: DestinationResult) -> Outcome<()> {
+        self.store.refreshed(&self.id, &self.holder.refresh, result)
     }
 
     /// Fires everything that is armed and that `which` selects, newest first. Returns what could not be put back.

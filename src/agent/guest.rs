@@ -168,6 +168,21 @@ mod tests {
         assert!(guest.read(&file, &mut buffer, 0, &session).is_err());
     }
 
+    #[test]
+    fn what_others_held_up_is_not_made_up_for_at_once() {
+        let (_runtime, session) = session();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8 << 20).unwrap();
+        let mut guest = Guest::shy(Some(4 << 20));
+        std::thread::sleep(Duration::from_secs(3));
+        let begun = Instant::now();
+        for n in 0..8 {
+            guest.read(&file, &mut vec![0; 1 << 20], n << 20, &session).unwrap();
+        }
+        // 2 s, less the second that may be caught up with
+        assert!(begun.elapsed() >= Duration::from_millis(740), "8 MiB in {:?}", begun.elapsed());
+    }
+
     /// KiB of a file in the page cache.
     fn cached(path: &std::path::Path) -> Option<u64> {
         let output = Command::new("fincore").args(["-b", "-n", "-o", "RES"]).arg(path).output().ok()?;

@@ -68,6 +68,19 @@ pub struct Destination {
     pub notes: Vec<String>,
 }
 
+impl Destination {
+    /// Its result for the report.
+    pub fn result(&self) -> DestinationResult {
+        DestinationResult {
+            host: self.host.0.name(),
+            refreshed: self.refreshed,
+            serves: self.serves.clone(),
+            problem: self.failed.clone(),
+            notes: self.notes.clone(),
+        }
+    }
+}
+
 impl Hosts {
     /// Agents are opened when first needed.
     pub fn new(descriptions: &Descriptions, context: &Context, holder: Holder) -> Self {
@@ -152,13 +165,6 @@ impl Hosts {
 
     /// Results for the report.
     pub fn results(&self) -> Vec<DestinationResult> {
-        let result = |d: &Destination| DestinationResult {
-            host: d.host.0.name(),
-            refreshed: d.refreshed,
-            serves: d.serves.clone(),
-            problem: d.failed.clone(),
-            notes: d.notes.clone(),
-        };
-        self.destinations.iter().map(result).collect()
+        self.destinations.iter().map(Destination::result).collect()
     }
 }

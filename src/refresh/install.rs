@@ -160,6 +160,8 @@ pub async fn commit(destination: &mut Destination, shared: &Shared<'_>, run: &Ru
     destination.refreshed = true;
     let Origin { run: id, source, taken, .. } = &shared.origin;
     destination.serves = Some(Serves { run: id.clone(), source: source.clone(), taken: taken.clone() });
+    // what cannot be written down now is written when the run ends
+    let _ = run.refreshed(destination.result());
     for armed in destination.armed.drain(..) {
         run.settle(armed)?;
     }

@@ -271,11 +271,38 @@ impl Store {
         Ok(())
     }
 
+    /// What a run has come to, whether it has finished or not.
+    fn so_far(&self, run: &str) -> Outcome<Option<Summary>> {
+        let query = "SELECT summary FROM runs WHERE run = ?";
+        let text: rusqlite::Result<Option<Option<String>>> =
+            self.db().query_row(query, params![run], |row| row.get(0)).optional();
+        let text = text.explain(|| "cannot read the history")?.flatten();
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    /// Records, before a run has finished, that a destination serves its image for good: a controller that dies now would not know.
+    pub fn refreshed(&self, run: &str, refresh: &str, result: DestinationResult) -> Outcome<()> {
+        let mut summary = self.so_far(run)?.unwrap_or_else(|| Summary::of_nothing(run, refresh, Ending::Human));
+        summary.destinations.retain(|known| known.host != result.host);
+        summary.destinations.push(result);
+        let text = serde_json::to_string(&summary).explain(|| "cannot write the history")?;
+        self.db()
+            .execute("UPDATE runs SET summary = ? WHERE run = ? AND finished IS NULL", params![text, run])
+            .map(drop)
+            .explain(|| "cannot write the history")
+    }
+
     /// Records how recovery ended: a run that had finished keeps its summary, but for what is left.
     pub fn finish_recovered(&self, run: &str, summary: &Summary) -> Outcome<()> {
-        let before = self.show(run)?.and_then(|(row, _)| row.summary);
+        let before = self.so_far(run)?;
         let summary = match before {
             Some(mut before) => {
+                // of a run that has not finished, it has those alone that were refreshed
+                for now in &summary.destinations {
+                    if !before.destinations.iter().any(|known| known.host == now.host) {
+                        before.destinations.push(now.clone());
+                    }
+                }
                 // a commit that was under way when its host was lost may be found done by now
                 for known in before.destinations.iter_mut().filter(|d| !d.refreshed) {
                     if let Some(now) = summary.destinations.iter().find(|d| d.host == known.host && d.refreshed) {
@@ -290,6 +317,9 @@ impl Store {
                     Ending::Human => Ending::Partial,
                     other => other,
                 };
+                if ending != Ending::Done && before.problem.is_none() {
+                    before.problem = summary.problem.clone();
+                }
                 Summary { ending, not_put_back: summary.not_put_back.clone(), ..before }
             }
             None => summary.clone(),
@@ -464,13 +494,14 @@ fn any_text(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> 
 }
 
 fn run_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<RunRow> {
-    let summary: Option<String> = row.get(4)?;
+    let (finished, summary): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
     Ok(RunRow {
         run: row.get(0)?,
         refresh: row.get(1)?,
         started: row.get(2)?,
-        finished: row.get(3)?,
-        summary: summary.and_then(|text| serde_json::from_str(&text).ok()),
+        // before, it is what recovery must know, and no ending
+        summary: summary.filter(|_| finished.is_some()).and_then(|text| serde_json::from_str(&text).ok()),
+        finished,
         armed: row.get::<_, i64>(5)?.unsigned_abs(),
         interrupted: false,
     })

@@ -126,6 +126,39 @@ fn the_journal_is_read_back_by_another_process() {
 }
 
 #[test]
+fn what_was_refreshed_is_known_when_the_controller_dies_before_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let result = |host: &str, refreshed: bool| DestinationResult {
+        host: host.to_owned(),
+        refreshed,
+        serves: None,
+        problem: None,
+        notes: Vec::new(),
+    };
+    for (run, done, ending) in [("r1", &["rnd/a"][..], Ending::Partial), ("r2", &["rnd/b", "rnd/a"], Ending::Done)] {
+        drop(store.begin(&holder(run), "{}").unwrap());
+        done.iter().for_each(|host| store.refreshed(run, "nightly", result(host, true)).unwrap());
+        let row = store.show(run).unwrap().unwrap().0;
+        assert!(row.summary.is_none() && row.finished.is_none());
+        // nothing of it was armed any more
+        let found = Summary {
+            destinations: vec![result("rnd/a", false), result("rnd/b", false)],
+            problem: Some(Problem::failed("the run was interrupted")),
+            ..Summary::of_nothing(run, "nightly", Ending::Failed)
+        };
+        store.finish_recovered(run, &found).unwrap();
+        let told = store.show(run).unwrap().and_then(|(row, _)| row.summary).unwrap();
+        let refreshed: Vec<_> = told.destinations.iter().filter(|d| d.refreshed).map(|d| d.host.as_str()).collect();
+        assert_eq!(
+            (told.ending, refreshed, told.problem.is_none()),
+            (ending, done.to_vec(), ending == Ending::Done),
+            "{run}"
+        );
+    }
+}
+
+#[test]
 fn what_recovery_finds_done_is_done() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path()).unwrap();

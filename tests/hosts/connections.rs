@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::accounts;
 use crate::fleet::{Fleet, Host, eventually};
 use crate::mariadb::production;
-use crate::operator::Operator;
+use crate::operator::{Operator, WHOLE};
 use crate::watch::{Onlooker, Writer};
 
 /// The longest that the source may be down when its run is gone: 30 s of silence, a proven stop and a start, on a busy machine.
@@ -35,8 +35,8 @@ fn a_cable_that_is_pulled() {
     let (src, d1) = (fleet.host("src"), fleet.host("d1"));
     heavy(src);
     accounts::make(d1);
-    let more = "[daemon]\nhost_timeout = \"4s\"\n";
-    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "openssh")], more);
+    let more = format!("{WHOLE}[daemon]\nhost_timeout = \"4s\"\n");
+    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "openssh")], &more);
     let (writer, onlooker) = (Writer::on(src), Onlooker::at(d1));
     for victim in ["src", "d1"] {
         fleet.hosts(&["net", "d1", "rate", "40mbit"]);
@@ -73,7 +73,7 @@ fn a_controller_that_dies() {
     let (src, d1) = (fleet.host("src"), fleet.host("d1"));
     heavy(src);
     accounts::make(d1);
-    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "ssh")], "");
+    let operator = Operator::sets_up(&fleet, ("src", "ssh"), &[("d1", "ssh")], WHOLE);
     let (writer, onlooker) = (Writer::on(src), Onlooker::at(d1));
     // power is cut at the controller; then the source's agent is killed as well, and only the guard is left
     for agent_too in [false, true] {

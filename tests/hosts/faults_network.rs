@@ -223,7 +223,7 @@ fn two_controllers_at_once() {
     trial.case("another controller loses power in its run").codes(&[0]).run(|live| {
         live.until_over();
         // so slow that it is in its middle: a stage that is whole would wait for another agent of that run
-        live.trial().hosts("net d1 rate 30mbit");
+        live.trial().hosts("net d1 rate 8mbit");
         std::thread::scope(|scope| {
             let second = scope.spawn(|| other.refreshd("--now nightly"));
             eventually("the other copies", Duration::from_secs(60), || step() == "copy");

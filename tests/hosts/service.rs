@@ -7,7 +7,7 @@ use crate::accounts;
 use crate::connections::{CAP, heavy, until_it_copies};
 use crate::fleet::{Fleet, Ran, eventually};
 use crate::mariadb::production;
-use crate::operator::Operator;
+use crate::operator::{Operator, WHOLE};
 use crate::watch::{Onlooker, Writer};
 
 /// What the history says of the runs of a refresh, newest first.
@@ -150,7 +150,7 @@ fn a_service_that_is_stopped_killed_or_loses_power() {
     let (src, d1) = (fleet.host("src"), fleet.host("d1"));
     heavy(src);
     accounts::make(d1);
-    let operator = Operator::sets_up(&fleet, ("src", "openssh"), &[("d1", "ssh")], "");
+    let operator = Operator::sets_up(&fleet, ("src", "openssh"), &[("d1", "ssh")], WHOLE);
     let ctl = operator.controller;
     operator.does("sudo systemctl enable --now -q mysql-refreshd").expect(0);
     let (writer, onlooker) = (Writer::on(src), Onlooker::at(d1));

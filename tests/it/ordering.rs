@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use crate::world::{PROGRAM, Server, World, content, wait_for};
 
-/// The calls of a run that matter, in the order in which they began, as `fsync PATH`, `rename FROM TO`, `unlink PATH`, `exec PATH`.
-fn calls(world: &World) -> Vec<String> {
+/// The calls of a run, or a rollback, that matter, in the order in which they began, as `fsync PATH`, `rename FROM TO`, `unlink PATH`, `exec PATH`.
+fn calls(world: &World, arguments: &[&str]) -> Vec<String> {
     let trace = world.root().join("trace");
     let mut command = Command::new("strace");
     // as a process beside the program, which may end before the servers that it has started
     command.args(["-D", "-f", "-y", "-s", "400", "--seccomp-bpf"]);
     command.args(["-e", "trace=fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,execve"]);
     command.arg("-o").arg(&trace).arg(PROGRAM).env_clear();
-    let like = world.call(&["--now", "nightly"]);
+    let like = world.call(arguments);
     let status =
         like.like(&mut command).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     assert!(status.success(), "{status}\n{}", world.program_log());
@@ -68,7 +68,7 @@ fn a_swap_is_on_the_disk_in_an_order_that_leaves_one_generation() {
     let server: &Server = world.destination();
     world.refresh().run().expect(0);
     world.stamp(3);
-    let calls = calls(&world);
+    let calls = calls(&world, &["--now", "nightly"]);
     assert_eq!(content(server), "prod-3");
     let (work, data) = (server.work(), server.datadir());
     let exchange = places(&calls, &format!("rename {}", data.display()), &format!(" {}", work.join("stage").display()));
@@ -108,4 +108,21 @@ fn a_swap_is_on_the_disk_in_an_order_that_leaves_one_generation() {
         start < committed && on_disk < previous[0] && previous[0] < recorded && recorded < gone,
         "{committed} {previous:?} {recorded} {gone}"
     );
+}
+
+#[test]
+fn a_dropin_that_goes_is_gone_for_good_before_the_journal_is() {
+    let world = World::builder().over("local").build();
+    let dropin = world.destination().dropin();
+    assert!(!dropin.exists());
+    world.refresh().run().expect(0);
+    assert!(dropin.exists());
+    let calls = calls(&world, &["rollback", "rnd/r1"]);
+    assert_eq!(content(world.destination()), "r1");
+    let gone = *places(&calls, "unlink ", &dropin.display().to_string()).last().expect("the drop-in is removed");
+    let folder = dropin.parent().unwrap().display().to_string();
+    let synced = places(&calls, &format!("fsync {folder}"), &folder).into_iter().find(|n| *n > gone);
+    let committed =
+        places(&calls, "rename ", "swap.json").into_iter().find(|n| *n > gone).expect("the swap is committed");
+    assert!(synced.is_some_and(|n| n < committed), "its removal is not made durable\n{}", calls.join("\n"));
 }

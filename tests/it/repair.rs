@@ -71,6 +71,38 @@ fn a_source_comes_up_without_guard_agent_and_controller() {
 }
 
 #[test]
+fn a_source_whose_first_starts_fail_after_a_boot_is_not_left_to_itself() {
+    let world = World::new();
+    let (up, down) = (world.source.dir.join("up"), world.source.dir.join("down"));
+    let script = |path: &std::path::Path, text: &str| {
+        std::fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let start =
+        format!("setsid -f mariadbd --defaults-file={} </dev/null >/dev/null 2>&1", world.source.cnf().display());
+    script(&up, "echo no storage yet >&2; exit 1");
+    script(&down, &format!("exec mariadb-admin --no-defaults --socket={} shutdown", world.source.socket().display()));
+    world
+        .set("environments.prod.hosts.db1.service", &format!("{{ start = [{up:?}], stop = [{down:?}] }}"))
+        .set("environments.prod.hosts.db1.start_timeout", "\"4s\"")
+        .set("refreshes.nightly.max_outage", "\"60s\"");
+    describe(&world, &world.source, "source");
+    let (call, hold) = world.refresh().hold("controller:copy:before");
+    let mut run = call.spawn();
+    hold.reached(&mut run);
+    kill_all(&world);
+    run.wait();
+    repair(&world).expect(5).says(&["no storage yet", "A guard stands on this host and goes on trying."]);
+    assert!(!world.source.answers());
+    script(&up, &start);
+    wait_for("the guard starts it", Duration::from_secs(60), || world.source.answers());
+    wait_for("the guard's end", Duration::from_secs(60), || world.program_processes().is_empty());
+    world.recover().expect(0);
+    world.refresh().run().expect(0);
+    world.expect_nobody_left();
+}
+
+#[test]
 fn a_destination_gets_one_whole_generation() {
     let world = World::new();
     describe(&world, world.destination(), "destination");

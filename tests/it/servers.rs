@@ -134,7 +134,7 @@ fn a_source_that_starts_at_the_second_try_is_back() {
     for failure in ["echo no luck >&2; exit 1", "exit 0"] {
         let _ = fs::remove_file(&tried);
         kept.starts_by(&once(failure));
-        kept.run().expect(0);
+        kept.run().expect(0).says(&["prod/db1", "the source did not start at once"]);
         assert!(fs::exists(&tried).unwrap() && kept.server().answers(), "{failure}");
         kept.nothing_left();
     }

@@ -90,7 +90,7 @@ fn table() -> Outcome<Vec<Mount>> {
 }
 
 /// The kernel's table; lines that are not understood are passed over.
-fn parse(text: &[u8]) -> Vec<Mount> {
+pub(super) fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n').filter_map(line).collect()
 }
 

@@ -85,6 +85,13 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_dataset_that_is_mounted_elsewhere_is_not_frozen() {
+        let mounts = super::super::mounts::parse(b"40 29 0:50 /part /srv/part rw - zfs tank/mysql rw,xattr\n");
+        let why = possible(&mounts[0]).unwrap_err();
+        assert!(why.contains("a part of its dataset"), "{why}");
+    }
+
+    #[test]
     fn only_names_of_datasets_are_used() {
         assert!(["tank", "tank/my sql", "a/b-c_d.e:f"].iter().all(|name| is_dataset(name)));
         assert!(["", "-r", "tank@x", "a,b", "a%b", "/dev/sda1", "a\nb"].iter().all(|name| !is_dataset(name)));
