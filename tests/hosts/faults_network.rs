@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::fleet::{Fleet, eventually};
-use crate::operator::Operator;
+use crate::operator::{Operator, WHOLE};
 use crate::trial::Trial;
 
 #[test]
@@ -186,7 +186,7 @@ fn two_controllers_at_once() {
     other.install(&[]);
     other.is_let_in_by("src", "source");
     other.is_let_in_by("d1", "destination");
-    other.configure(("src", "ssh"), &[("d1", "openssh")], "");
+    other.configure(("src", "ssh"), &[("d1", "openssh")], WHOLE);
     other.refreshd("check").expect(0);
     // where it is, by the locks that it holds on its own machine
     let step = || {
