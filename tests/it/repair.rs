@@ -146,8 +146,15 @@ fn recovery_waits_for_a_host_that_repairs_itself() {
         since: "2026-01-01T00:00:00Z".to_owned(),
         step: "repair".to_owned(),
     };
-    let held: Vec<_> = locks.iter().map(|path| lock::try_take(path, &holder).unwrap()).collect();
-    assert!(held.iter().all(|taken| matches!(taken, Taken::Ours(_))));
+    let take = |path: &std::path::PathBuf| {
+        let mut taken = None;
+        wait_for("the dead let go of their locks", Duration::from_secs(20), || {
+            taken = Some(lock::try_take(path, &holder).unwrap());
+            matches!(taken, Some(Taken::Ours(_)))
+        });
+        taken
+    };
+    let held: Vec<_> = locks.iter().map(take).collect();
     let mut recover = world.call(&["recover"]).spawn();
     std::thread::sleep(Duration::from_secs(3));
     assert!(recover.ended().is_none(), "it did not wait: {}", recover.so_far());
