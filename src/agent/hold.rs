@@ -78,7 +78,8 @@ pub async fn recoverable(sql: &mut Sql, variables: &BTreeMap<String, String>, wa
     // ZFS never writes half of a record
     // DETECT_ONLY of MySQL finds torn pages and cannot mend them
     if is("innodb_doublewrite", &["OFF", "0", "DETECT_ONLY"]) && !matches!(way, Way::Zfs { .. }) {
-        return Err(refused("innodb_doublewrite is off, so pages may be torn").hint("Set `method = \"cold\"`."));
+        return Err(refused("innodb_doublewrite is off or only detects, so pages may stay torn")
+            .hint("Set `method = \"cold\"`."));
     }
     let logged = sql.pairs("SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'").await?;
     match logged.values().any(|value| value == "OFF") {

@@ -183,7 +183,7 @@ impl Hold {
 
     fn text(&self) -> String {
         format!(
-            "# While this file is there, mysql-refreshd copies or exchanges the server's files, and holds it down.\n[Unit]\nAssertPathExists=!{}\n",
+            "# While the file named here is there, mysql-refreshd copies or exchanges the server's files, and holds it down.\n[Unit]\nAssertPathExists=!{}\n",
             self.mark.display()
         )
     }
