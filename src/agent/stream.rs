@@ -324,7 +324,7 @@ impl<'a> Reader<'a> {
                     self.asked += 1;
                     self.settle(ASKED)?;
                 }
-                Against::Sent(_) if (0..hashes.len()).all(|n| absent & Chunk::pages_of(n) != 0) => self.spare.push(raw),
+                Against::Sent(_) if (0..hashes.len()).all(|n| absent & Chunk::pages_of(n) != 0) => self.reuse(raw),
                 _ => {
                     if !begun {
                         begun = true;
@@ -350,8 +350,10 @@ impl<'a> Reader<'a> {
         let places = (offset..len).step_by(CHUNK).take(if self.hands > 1 { 2 * self.hands } else { 1 });
         let mut parts: VecDeque<Part> = places
             .map(|offset| {
-                let mut raw = self.spare.pop().unwrap_or_default();
-                raw.resize((len - offset).min(CHUNK as u64) as usize, 0);
+                let raw = match (len - offset).min(CHUNK as u64) as usize {
+                    CHUNK => self.spare.pop().unwrap_or_else(|| vec![0; CHUNK]),
+                    shorter => vec![0; shorter],
+                };
                 Part { offset, raw, hashes: Vec::new() }
             })
             .collect();
@@ -377,6 +379,13 @@ impl<'a> Reader<'a> {
         self.guest.read(file, &mut part.raw, part.offset, self.session)?;
         part.hashes = pack::hashes(&part.raw);
         Ok(parts)
+    }
+
+    /// Whole chunks need not be made of zeros again.
+    fn reuse(&mut self, raw: Vec<u8>) {
+        if raw.len() == CHUNK {
+            self.spare.push(raw);
+        }
     }
 
     /// Receivers have it as it is.
@@ -431,7 +440,7 @@ impl<'a> Reader<'a> {
             return Err(Problem::failed("an answer that does not fit what was asked"));
         }
         if lack.blocks == 0 || raw.is_empty() {
-            self.spare.push(raw);
+            self.reuse(raw);
             return Ok(());
         }
         let mut theirs = lack.pages.iter();
@@ -458,7 +467,7 @@ impl<'a> Reader<'a> {
         let travels = (0..pages).filter(|page| absent & (1 << page) == 0);
         self.passed.changed += travels.map(|page| PAGE.min(raw.len() - page * PAGE) as u64).sum::<u64>();
         let packed = pack(pack::Place { file: number, offset }, &raw, hashes, absent, self.encoding);
-        self.spare.push(raw);
+        self.reuse(raw);
         self.out.send(Out::Chunk(packed)).map_err(|_| not_sent())
     }
 

@@ -5,6 +5,7 @@
 #[cfg(feature = "failpoints")]
 mod aftermath;
 mod cli;
+mod client;
 #[cfg(feature = "failpoints")]
 mod connections;
 #[cfg(feature = "failpoints")]
