@@ -5,7 +5,7 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-usage: benches/flows.sh [--size MB] [--rounds N] [--change WHICH] [--freeze WAY] [--settle S] [--writes] [--only FLOW,…] [--in FOLDER]
+usage: benches/flows.sh [--size MB] [--rounds N] [--change WHICH,…] [--freeze WAY] [--settle S] [--writes] [--only FLOW,…] [--in FOLDER]
 
 Makes a source and destinations (utils/sandbox.sh), then in each round runs every flow once, and prints the medians. Before each flow
 some of the source's rows change, so that none finds what the one before it made the server write: in a round as much as --change
@@ -13,7 +13,9 @@ says, in equal shares. All on one machine: no network, no ssh.
 
   --size MB       the source's data, about (default 1000)
   --rounds N      how often (default 3)
-  --change WHICH  what changes: the newest 2 % of rows are added (newest, the default), 2 % of rows anywhere (random), nothing
+  --change WHICH,…
+                  what changes: the newest 2 % of rows are added (newest, the default), 2 % of rows anywhere (random), nothing; of
+                  several, each in every round, with a table of its own
   --freeze WAY    mysql-refreshd's `freeze` (default auto)
   --settle S      seconds between the change and what is measured: files touched within a minute are read again (default 0)
   --writes        a client writes to the source all the time
@@ -39,7 +41,8 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if ! [[ $rounds =~ ^[1-9][0-9]?$ && $settle =~ ^[0-9]+$ && $change =~ ^(newest|random|nothing)$ ]]; then usage >&2 && exit 2; fi
+changes=${change//,/ }
+if ! [[ $rounds =~ ^[1-9][0-9]?$ && $settle =~ ^[0-9]+$ && $change =~ ^(newest|random|nothing)(,(newest|random|nothing))*$ ]]; then usage >&2 && exit 2; fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=utils/sandbox.sh
 . "$root/utils/sandbox.sh"
@@ -118,9 +121,9 @@ change_source() {
 
 scatter_source() {
     sandbox_sql "$box" src shop <<END
-UPDATE documents SET body = REVERSE(body) WHERE CRC32(CONCAT(id, '-$flow-$round')) % $part = 0;
-UPDATE orders SET remark = REVERSE(remark) WHERE CRC32(CONCAT(id, '-$flow-$round')) % $part = 0;
-UPDATE items SET pieces = pieces + 1 WHERE CRC32(CONCAT(order_id, '-$flow-$round')) % $part = 0;
+UPDATE documents SET body = REVERSE(body) WHERE CRC32(CONCAT(id, '-$flow-$change-$round')) % $part = 0;
+UPDATE orders SET remark = REVERSE(remark) WHERE CRC32(CONCAT(id, '-$flow-$change-$round')) % $part = 0;
+UPDATE items SET pieces = pieces + 1 WHERE CRC32(CONCAT(order_id, '-$flow-$change-$round')) % $part = 0;
 END
 }
 
@@ -285,8 +288,8 @@ measure() {
         exit 1
     fi
     case $flow in refreshd*) own="; by its own clock $(own_figures)" ;; esac
-    echo "$flow $down $(minus "$answered" "$began") $(minus "$durable" "$began")" >>"$box/results"
-    say "$(printf '%-18s source down %6s s, total %6s s%s' "$flow" "$down" "$(minus "$answered" "$began")" "$own")"
+    echo "$change:$flow $down $(minus "$answered" "$began") $(minus "$durable" "$began")" >>"$box/results"
+    say "$(printf '%-7s %-18s source down %6s s, total %6s s%s' "$change" "$flow" "$down" "$(minus "$answered" "$began")" "$own")"
 }
 
 # What mysql-refreshd itself reports, in its last event.
@@ -304,9 +307,9 @@ own_figures() {
         }'
 }
 
-# column FLOW N: median (least-most)
+# column CHANGE FLOW N: median (least-most)
 column() {
-    awk -v flow="$1" -v n="$2" '$1 == flow { print $n }' "$box/results" | sort -n | awk '
+    awk -v flow="$1:$2" -v n="$3" '$1 == flow { print $n }' "$box/results" | sort -n | awk '
         { v[NR] = $1 }
         END {
             m = NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
@@ -315,9 +318,12 @@ column() {
 }
 
 report() {
-    printf '\n%-52s %-24s %-24s %s\n' "median (least-most) of $rounds rounds, seconds" "source down" "total" "and on disk"
-    for flow in $flows; do
-        printf '%-52s %-24s %-24s %s\n' "$(describe "$flow")" "$(column "$flow" 2)" "$(column "$flow" 3)" "$(column "$flow" 4)"
+    for change in $changes; do
+        printf '\n%-52s %-24s %-24s %s\n' "changed: $change; median (least-most) of $rounds, s" "source down" "total" "and on disk"
+        for flow in $flows; do
+            printf '%-52s %-24s %-24s %s\n' "$(describe "$flow")" "$(column "$change" "$flow" 2)" \
+                "$(column "$change" "$flow" 3)" "$(column "$change" "$flow" 4)"
+        done
     done
     cat <<END
 
@@ -365,10 +371,12 @@ if [ $writes = yes ]; then
 fi
 for ((round = 1; round <= rounds; round++)); do
     say "round $round of $rounds"
-    for flow in $flows; do
-        change_source
-        sleep "$settle"
-        measure "$flow"
+    for change in $changes; do
+        for flow in $flows; do
+            change_source
+            sleep "$settle"
+            measure "$flow"
+        done
     done
 done
 report
