@@ -185,7 +185,8 @@ fn a_full_state_folder_of_the_controller_does_not_keep_the_source_down() {
     let filler = state.join("filler");
     let _ = Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())).output();
     hold.release();
-    running.wait();
+    // neither what becomes of the run nor that it was put back can be written down
+    running.wait().expect(5).says(&["recover"]);
     world.source.wait_up(Duration::from_secs(20));
     fs::remove_file(filler).unwrap();
     world.recover().expect(0);

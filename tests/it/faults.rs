@@ -136,6 +136,52 @@ fn the_guard_alone_brings_the_source_back() {
 }
 
 #[test]
+fn the_timer_behind_the_guard_starts_what_nobody_has_started_and_nothing_else() {
+    let world = fault_world();
+    let after = Aftermath::prepare(&world, 1);
+    let held = || {
+        let (call, hold) = world.refresh().hold("controller:copy:before");
+        let mut running = call.spawn();
+        hold.reached(&mut running);
+        running
+    };
+    // what systemd's timer runs, once `max_outage` and a half minute more have passed
+    let timer = || {
+        let folder = world.root().join("host/guard");
+        let file = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|f| f.unwrap().path())
+            .find(|f| f.extension() == Some("json".as_ref()));
+        let file = file.expect("the guard's record");
+        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        let arguments = ["guard", "--file", file.to_str().unwrap(), "--cap", record["run"].as_str().unwrap()];
+        world.call(&arguments).spawn()
+    };
+    // guard, agent and controller are dead
+    let running = held();
+    assert!(kill_program(&world, |_| true) >= 4, "controller, two agents, guard");
+    running.wait().expect(137);
+    assert!(!world.source.answers());
+    let behind = timer();
+    world.source.wait_up(GUARD_LIMIT);
+    behind.wait().expect(0);
+    after.recovers();
+    after.all_old();
+    // the guard has done it, has gone, and since then somebody has stopped the server
+    let running = held();
+    assert!(kill_program(&world, |args| !args.contains("guard")) >= 3, "controller and two agents");
+    running.wait().expect(137);
+    world.source.wait_up(GUARD_LIMIT);
+    wait_for("the guard's end", GUARD_LIMIT, || world.program_processes().is_empty());
+    world.source.stop();
+    timer().wait().expect(0);
+    assert!(world.source.process().is_none(), "it was somebody's will that it is down");
+    world.source.start();
+    after.recovers();
+    after.runs_again();
+}
+
+#[test]
 fn the_guard_brings_the_source_back_when_its_agent_is_frozen() {
     let world = fault_world();
     let after = Aftermath::prepare(&world, 1);
