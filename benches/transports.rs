@@ -9,6 +9,8 @@
     reason = "a benchmark says so and fails; the tests' modules are borrowed"
 )]
 
+#[path = "../tests/it/client.rs"]
+mod client;
 #[path = "../tests/it/gate.rs"]
 mod gate;
 #[path = "../tests/it/poller.rs"]
