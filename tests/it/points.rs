@@ -351,14 +351,14 @@ impl Place<'_> {
         if victim == Victim::Controller {
             signal(running.pid(), "-KILL");
             wait_for("the controller's end", Duration::from_secs(5), || running.ended().is_some());
-        } else if !self.there.contains(&victim) {
-            signal(running.pid(), "-INT");
-            std::thread::sleep(Duration::from_millis(200));
-        } else if by_cut {
+        } else if self.there.contains(&victim) && by_cut {
             std::fs::write(&cut, "").unwrap();
             wait_for("the cut", Duration::from_secs(5), || !cut.exists());
-        } else {
-            assert!(kill_program(self.world, |args| victim.is(args)) > 0, "{victim:?} is gone already");
+        } else if !self.there.contains(&victim) || kill_program(self.world, |args| victim.is(args)) == 0 {
+            // a guard that was just dismissed may have been on its way out
+            assert!(!self.there.remove(&victim) || victim == Victim::Guard, "{victim:?} is gone already");
+            signal(running.pid(), "-INT");
+            std::thread::sleep(Duration::from_millis(200));
         }
         Struck::Yes(let_go(running, &hold))
     }
