@@ -27,24 +27,58 @@ fn world_on(kind: &str, subvolume: bool) -> Option<World> {
         eprintln!("nothing tested: mkfs.{kind} is not installed");
         return None;
     }
+    Some(world_with_its_source_on(|world| {
+        let image = world.root().join("volume");
+        output(Command::new("truncate").args(["-s", "1536M"]).arg(&image));
+        output(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image));
+        let home = world.source.cnf().parent().unwrap().to_owned();
+        output(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&home));
+        if subvolume {
+            output(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(world.source.datadir()));
+        }
+    }))
+}
+
+/// A world whose source lies on a logical volume of the group that `MYSQL_REFRESHD_TEST_VG` names, where one is named (`tests/hosts/guest`
+/// boots a machine that has one); thin, or with snapshots of their own size.
+pub fn world_on_lvm(kind: &str, thin: bool) -> Option<World> {
+    let Ok(group) = std::env::var("MYSQL_REFRESHD_TEST_VG") else {
+        eprintln!("nothing tested: no volume group is named in MYSQL_REFRESHD_TEST_VG");
+        return None;
+    };
+    let world = world_with_its_source_on(|world| {
+        output(Command::new("lvremove").args(["-q", "-f", "-y", &group]));
+        let volume = if thin {
+            output(Command::new("lvcreate").args(["-q", "-y", "-L", "1500m", "-T", &format!("{group}/pool")]));
+            vec!["-V", "700m", "-T"]
+        } else {
+            vec!["-L", "700m"]
+        };
+        let of = if thin { format!("{group}/pool") } else { group.clone() };
+        output(Command::new("lvcreate").args(["-q", "-y", "-n", "mysql"]).args(volume).arg(of));
+        let device = format!("/dev/{group}/mysql");
+        output(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&device));
+        output(Command::new("mount").arg(&device).arg(world.source.cnf().parent().unwrap()));
+    });
+    world.set("refreshes.nightly.freeze", "\"lvm\"");
+    Some(world)
+}
+
+/// What is mounted where the source's folder is by then takes what was in it.
+fn world_with_its_source_on(mount: impl FnOnce(&World)) -> World {
     // what is mounted now is not seen through a gate that was made before
     let world = World::builder().over("local").build();
     world.set("daemon.host_timeout", "\"4s\"").set("refreshes.nightly.max_outage", "\"60s\"");
     let source = &world.source;
     source.stop();
     let home = source.cnf().parent().unwrap().to_owned();
-    let (image, moved) = (world.root().join("volume"), world.root().join("moved"));
-    output(Command::new("truncate").args(["-s", "1536M"]).arg(&image));
-    output(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image));
+    let moved = world.root().join("moved");
     std::fs::rename(&home, &moved).unwrap();
     std::fs::create_dir(&home).unwrap();
-    output(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&home));
-    if subvolume {
-        output(Command::new("btrfs").args(["-q", "subvolume", "create"]).arg(source.datadir()));
-    }
+    mount(&world);
     output(Command::new("cp").arg("-a").arg(format!("{}/.", moved.display())).arg(&home));
     source.start();
-    Some(world)
+    world
 }
 
 /// Nothing of what was frozen is there, nor the record of it.
@@ -63,29 +97,41 @@ fn summary(outcome: &Outcome) -> serde_json::Value {
 fn a_source_on_xfs_or_btrfs_is_up_again_before_anything_is_copied() {
     for kind in ["xfs", "btrfs"] {
         let Some(world) = world_on_clones(kind) else { return };
-        // what is part of the image only because somebody says so is part of what is frozen
-        std::fs::write(world.source.datadir().join("my.odd-file"), "odd").unwrap();
-        world.set("refreshes.nightly.copy_files", "[\"my.odd-file\"]");
-        world.stamp(7);
-        let seven = world.content(&world.source);
-        // the copy waits while the source serves, and while new rows come in that are not of this image
-        let (call, hold) = world.call(&["--json", "--now", "nightly"]).hold("controller:copy:before");
-        let mut running = call.spawn();
-        hold.reached(&mut running);
-        wait_for("the source to serve during the copy", Duration::from_secs(10), || world.source.answers());
-        world.stamp(8);
-        let eight = world.content(&world.source);
-        hold.release();
-        let outcome = running.wait().expect(0);
-        assert_eq!(world.content(world.destination()), seven);
-        let summary = summary(&outcome);
-        assert!(summary["taken"]["frozen"].as_str().unwrap().contains("beside the datadir"), "{summary}");
-        assert_eq!(summary["cold_bytes"], 0);
-        assert_eq!(std::fs::read_to_string(world.destination().datadir().join("my.odd-file")).unwrap(), "odd");
-        nothing_frozen(&world);
-        world.refresh().run().expect(0);
-        assert_eq!(world.content(world.destination()), eight);
+        is_up_again_before_anything_is_copied(&world, "beside the datadir");
     }
+}
+
+#[test]
+fn a_source_on_a_logical_volume_is_up_again_before_anything_is_copied() {
+    for (kind, thin) in [("ext4", false), ("xfs", true)] {
+        let Some(world) = world_on_lvm(kind, thin) else { return };
+        is_up_again_before_anything_is_copied(&world, "LVM snapshot of ");
+    }
+}
+
+fn is_up_again_before_anything_is_copied(world: &World, way: &str) {
+    // what is part of the image only because somebody says so is part of what is frozen
+    std::fs::write(world.source.datadir().join("my.odd-file"), "odd").unwrap();
+    world.set("refreshes.nightly.copy_files", "[\"my.odd-file\"]");
+    world.stamp(7);
+    let seven = world.content(&world.source);
+    // the copy waits while the source serves, and while new rows come in that are not of this image
+    let (call, hold) = world.call(&["--json", "--now", "nightly"]).hold("controller:copy:before");
+    let mut running = call.spawn();
+    hold.reached(&mut running);
+    wait_for("the source to serve during the copy", Duration::from_secs(10), || world.source.answers());
+    world.stamp(8);
+    let eight = world.content(&world.source);
+    hold.release();
+    let outcome = running.wait().expect(0);
+    assert_eq!(world.content(world.destination()), seven);
+    let summary = summary(&outcome);
+    assert!(summary["taken"]["frozen"].as_str().unwrap().contains(way), "{summary}");
+    assert_eq!(summary["cold_bytes"], 0);
+    assert_eq!(std::fs::read_to_string(world.destination().datadir().join("my.odd-file")).unwrap(), "odd");
+    nothing_frozen(world);
+    world.refresh().run().expect(0);
+    assert_eq!(world.content(world.destination()), eight);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::frozen::{nothing_frozen, world_on_clones, world_on_subvolume};
+use crate::frozen::{nothing_frozen, world_on_clones, world_on_lvm, world_on_subvolume};
 use crate::ledger::Ledger;
 use crate::oracle;
 use crate::world::{Outcome, Server, World, output, wait_for};
@@ -48,6 +48,19 @@ fn write_pairs(server: &Server, end: &AtomicBool) -> u64 {
 #[test]
 fn it_is_a_moment_of_the_running_server_and_nothing_is_stopped() {
     let Some(world) = world_on_snapshots() else { return };
+    is_a_moment_of_the_running_server(&world, "btrfs");
+}
+
+#[test]
+fn it_is_so_on_a_logical_volume_too() {
+    for (kind, thin) in [("xfs", false), ("ext4", true)] {
+        let Some(world) = world_on_lvm(kind, thin) else { return };
+        world.set("refreshes.nightly.method", "\"snapshot\"");
+        is_a_moment_of_the_running_server(&world, "LVM snapshot of ");
+    }
+}
+
+fn is_a_moment_of_the_running_server(world: &World, way: &str) {
     world.stamp(5);
     let own = oracle::accounts(world.destination());
     let before = world.source.process().unwrap();
@@ -70,7 +83,7 @@ fn it_is_a_moment_of_the_running_server_and_nothing_is_stopped() {
         let summary = summary(&outcome);
         assert_eq!(summary["outage_ms"], serde_json::Value::Null, "{summary}");
         assert!(summary["held_ms"].as_u64().is_some(), "{summary}");
-        assert!(summary["taken"]["snapshot"].as_str().unwrap().contains("btrfs"), "{summary}");
+        assert!(summary["taken"]["snapshot"].as_str().unwrap().contains(way), "{summary}");
 
         // every commit from before the run, and then a beginning of what came after, without a gap
         let copy = world.destination();
