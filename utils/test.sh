@@ -96,14 +96,16 @@ all_points() {
     fi
 }
 
-# What works on one machine, once more with every host behind an sshd: the source by our own client, destinations by the system's. Whole
-# refreshes; what else acts on hosts (contention, faults) goes with --matrix, since the bench of real hosts has their like. Tests that go
-# through every point of the code one by one have done so on one machine, where it takes a third of the time.
+# What works on one machine, once more with every host behind an sshd: the source by our own client, destinations by the system's. Always
+# those refreshes in which most travels (WAYS); the others, and what else acts on hosts (contention, faults), go with --matrix, since the
+# bench of real hosts has their like. Tests that go through every point of the code one by one have done so on one machine, where it
+# takes a third of the time.
+WAYS='every_way|three_destinations|a_second_refresh|under_live_writes|is_a_replica|kept_by_commands'
 over_ssh() {
-    local modules=$1 one_by_one='dies|ctrl_c|at_every_step|every_point|death_in_a|does_not_start_at_once'
+    local modules=$1 some=${2-.} one_by_one='dies|ctrl_c|at_every_step|every_point|death_in_a|does_not_start_at_once'
     if cargo nextest --version >/dev/null 2>&1; then
         MR_OVER=mixed cargo nextest run "${features[@]}" \
-            -E "binary(it) and test(/^($modules)::/) and not test(/$one_by_one/)"
+            -E "binary(it) and test(/^($modules)::.*($some)/) and not test(/$one_by_one/)"
     else
         local skip=() part names=()
         for part in ${one_by_one//|/ }; do skip+=(--skip "$part"); done
@@ -201,12 +203,13 @@ if [ $only_hosts = yes ]; then
     check_hosts "$@"
     if [ $matrix = yes ]; then
         check "every fault at every point" all_points "$@"
-        check "contention and faults over SSH" over_ssh 'contention|faults'
+        check "refreshes, contention and faults over SSH" over_ssh 'refresh|contention|faults'
         check "lints of tests without fail points" cargo clippy --all-targets -- -D warnings
         if why=$(tests/hosts/guest deps >/dev/null 2>&1 && tests/hosts/guest able 2>&1); then
             check "freezing logical volumes, in a guest machine" tests/hosts/guest freeze
+            check "refreshes from logical volumes, in a guest machine" tests/hosts/guest refresh
         else
-            skip "freezing logical volumes, in a guest machine" "${why:-its packages cannot be installed}"
+            skip "freezing logical volumes, and refreshes from them, in a guest machine" "${why:-its packages cannot be installed}"
         fi
     fi
     printf 'checks: %s passed, %s failed, %s skipped\n' ${#passed[@]} ${#failed[@]} ${#skipped[@]}
@@ -222,7 +225,7 @@ if [ $fast = no ]; then
 fi
 check "tests" run_tests "$@"
 if [ $fast = no ]; then
-    check "tests over SSH" over_ssh refresh
+    check "tests over SSH" over_ssh refresh "$WAYS"
     check_hosts
     # nextest does not run the examples in the documentation.
     check "doc tests" cargo test --quiet --doc "${features[@]}"
@@ -242,8 +245,8 @@ if [ $fast = no ]; then
 fi
 
 skip "${LONG_POINTS}…: the loss of everyone at the controller's points, and half of all other faults" "long, see utils/test.sh --matrix"
-skip "freezing logical volumes, in a guest machine" "long, see utils/test.sh --matrix"
-skip "contention and faults over SSH" "long, see utils/test.sh --matrix"
+skip "freezing logical volumes, and refreshes from them, in a guest machine" "long, see utils/test.sh --matrix"
+skip "the other refreshes, contention and faults over SSH" "long, see utils/test.sh --matrix"
 skip "lints of tests without fail points" "nobody runs them so, see utils/test.sh --matrix"
 
 lines() { find "$@" -type f -exec cat {} + | wc -l; }
