@@ -67,7 +67,8 @@ fn is_a_moment_of_the_running_server(world: &World, way: &str) {
     let ledger = Ledger::start(&world.source);
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let pairs = scope.spawn(|| write_pairs(&world.source, &end));
+        let source = &world.source;
+        let pairs = scope.spawn(|| write_pairs(source, &end));
         wait_for("tables of all engines to be written to", Duration::from_secs(10), || {
             world
                 .source
@@ -109,7 +110,7 @@ fn is_a_moment_of_the_running_server(world: &World, way: &str) {
     drop(ledger);
     assert_eq!(world.content(world.destination()), "prod-5");
     oracle::check_accounts(&own, world.destination());
-    nothing_frozen(&world);
+    nothing_frozen(world);
     // over what this one has left, and with nobody writing: exactly what the source has
     world.stamp(6);
     world.refresh().run().expect(0);
