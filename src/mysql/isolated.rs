@@ -119,6 +119,11 @@ pub fn arguments(isolated: &Isolated<'_>) -> Vec<OsString> {
     path("innodb-log-group-home-dir", isolated.datadir);
     path("innodb-undo-directory", isolated.datadir);
     arguments.push(format!("--innodb-buffer-pool-size={}", isolated.pool).into());
+    if isolated.flavour == Flavour::MariaDb {
+        // 10.11.18 reserves 8 TiB of addresses for a pool that may grow, or ends: not every host lets it
+        let most = isolated.pool.next_multiple_of(8 << 20);
+        arguments.push(format!("--loose-innodb-buffer-pool-size-max={most}").into());
+    }
     arguments.extend(isolated.user.map(|user| OsString::from(format!("--user={user}"))));
     let own = if isolated.flavour.is_mysql() { MYSQL.as_slice() } else { MARIADB.as_slice() };
     arguments.extend(COMMON.iter().chain(own).map(OsString::from));

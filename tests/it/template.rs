@@ -10,8 +10,9 @@ use std::sync::OnceLock;
 
 use crate::world::{Content, Sandbox, Server, copy_tree, is_root, me, output};
 
-/// Options that make a server small and quick to start; all of them sizing, but for what a datadir is made with.
-pub const SMALL: &str = "innodb-buffer-pool-size=32M\ninnodb-log-file-size=10M\ninnodb-buffer-pool-dump-at-shutdown=0\n\
+/// Options that make a server small and quick to start; all of them sizing, but for what a datadir is made with. Later releases of MariaDB
+/// reserve terabytes of addresses for a buffer pool, which not every kernel has.
+pub const SMALL: &str = "innodb-buffer-pool-size=32M\nloose-innodb-buffer-pool-size-max=64M\ninnodb-log-file-size=10M\ninnodb-buffer-pool-dump-at-shutdown=0\n\
     innodb-buffer-pool-load-at-startup=0\nkey-buffer-size=1M\naria-pagecache-buffer-size=2M\nperformance-schema=0\n\
     max-connections=40\ntable-open-cache=100\nskip-name-resolve\n";
 
@@ -150,6 +151,7 @@ fn make(content: Content, made_with: &str, made: &Path) {
     let mut install = Command::new("mariadb-install-db");
     install.arg("--no-defaults").arg(format!("--datadir={}", empty.display()));
     install.args(["--auth-root-authentication-method=socket", "--skip-test-db", "--innodb-log-file-size=10M"]);
+    install.arg("--loose-innodb-buffer-pool-size-max=64M");
     install.arg(format!("--auth-root-socket-user={}", me()));
     if is_root() {
         install.arg("--user=root");
