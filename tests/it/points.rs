@@ -355,13 +355,24 @@ impl Place<'_> {
             std::fs::write(&cut, "").unwrap();
             wait_for("the cut", Duration::from_secs(5), || !cut.exists());
         } else if !self.there.contains(&victim) || kill_program(self.world, |args| victim.is(args)) == 0 {
-            // a guard that was just dismissed may have been on its way out
-            assert!(!self.there.remove(&victim) || victim == Victim::Guard, "{victim:?} is gone already");
+            // only a guard that was just dismissed may have been on its way out
+            let may_go = victim == Victim::Guard && guard_is_dismissed(self.world);
+            assert!(!self.there.remove(&victim) || may_go, "{victim:?} is gone already");
             signal(running.pid(), "-INT");
             std::thread::sleep(Duration::from_millis(200));
         }
         Struck::Yes(let_go(running, &hold))
     }
+}
+
+/// By the record on the source's host.
+fn guard_is_dismissed(world: &World) -> bool {
+    let records = std::fs::read_dir(world.root().join("host/guard")).into_iter().flatten().flatten();
+    let mut records = records.map(|file| file.path()).filter(|path| path.extension() == Some("json".as_ref()));
+    records.any(|path| {
+        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        record["dismissed"] == true
+    })
 }
 
 /// Lets it go on to its end; successors of agents come to the same point.
