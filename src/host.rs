@@ -16,8 +16,8 @@ use crate::transport::{self, Secrets, Transport};
 use crate::wire::facts::{Facts, Identity};
 use crate::wire::message::{
     DestinationRequest, DrainOptions, Drained, Extra, FreezeWish, Holder, InstallOptions, Installed, Keep, Open,
-    Origin, Pass, Passed, ReceiveOptions, Reply, Role, Runtime, Seeded, SourceRequest, StreamOptions, SwapOptions,
-    VerifyOptions, WireSecret,
+    Origin, Passed, ReceiveOptions, Reply, Role, Runtime, SeedOptions, Seeded, SourceRequest, StreamOptions,
+    SwapOptions, VerifyOptions, WireSecret,
 };
 
 /// What every call needs to know of its run.
@@ -415,8 +415,8 @@ impl DestinationHost {
         self.0.live()
     }
     /// Brings the current generation into the stage, as a basis.
-    pub async fn seed(&mut self, from_disk: bool) -> Outcome<Seeded> {
-        let request = DestinationRequest::Seed(ReceiveOptions { pass: Pass::Hot, from_disk });
+    pub async fn seed(&mut self, options: SeedOptions) -> Outcome<Seeded> {
+        let request = DestinationRequest::Seed(options);
         typed!(self.0, request, Reply::Seeded(seeded) => seeded)
     }
     /// Receives the pass that the transfer feeds over `connection`, and proves it; after a cold one, the image. Not cancelled by

@@ -27,15 +27,17 @@ use crate::mysql::variables::{effective, layout_variables, same_setting, secret_
 use crate::problem::{Explain, Outcome, Problem};
 use crate::wire::facts::Identity;
 use crate::wire::message::{
-    DestinationRequest, Extra, InstallOptions, Keep, Open, ReceiveOptions, Reply, Role, SwapOptions, Up, VerifyOptions,
+    DestinationRequest, Extra, InstallOptions, Keep, Open, ReceiveOptions, Reply, Role, SeedOptions, SwapOptions, Up,
+    VerifyOptions,
 };
 
 /// Comes only where a datadir is a mount point, once for every entry that is moved.
 pub const MOVING_POINT: &str = "swap:moving";
 
 /// Fail points inside requests.
-pub const INNER_POINTS: [&str; 14] = [
+pub const INNER_POINTS: [&str; 15] = [
     "seed:half",
+    "seed:hashing",
     "receive:first",
     "receive:asked",
     "receive:end",
@@ -260,7 +262,7 @@ impl Destination {
     }
 
     /// Brings the current generation into the stage, as a basis.
-    async fn seed(&mut self, options: ReceiveOptions) -> Outcome<Reply> {
+    async fn seed(&mut self, asked: SeedOptions) -> Outcome<Reply> {
         self.leave_stage(Stage::Fresh)?;
         let mut stock = self.stock.take().filter(|stock| stock.known.is_empty());
         let mut stock = stock.take().ok_or_else(|| Problem::failed("a basis belongs into an empty stage"))?;
@@ -270,7 +272,7 @@ impl Destination {
             let names = Names::from_variables(&work.datadir, &variables, &[], &[]);
             let items = super::tree::walk(&work.datadir, flavour, &names)?.items;
             let copies = work.generations()?.current.origin.is_some();
-            let options = seed::Options { flavour, copies, from_disk: options.from_disk };
+            let options = seed::Options { flavour, copies, asked };
             let seeded = seed::seed(&mut stock, &work.datadir, &items, options, &session)?;
             Ok((stock, seeded))
         })

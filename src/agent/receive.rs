@@ -15,6 +15,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use rustix::fs::{FallocateFlags, fallocate};
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::basis::{Basis, hands};
 use super::index::{Index, Span, UNKNOWN};
 use super::session::{Piece, Session};
 use super::stock::{Known, Stock, keep_only};
@@ -65,6 +66,8 @@ struct Open {
     span: Span,
     /// It was there before this pass: what is zero now may not have been.
     old: bool,
+    /// Its number in the basis.
+    basis: Option<usize>,
     /// Where chunks were written that are read back when the file is on the disk.
     unread: Vec<u64>,
 }
@@ -78,15 +81,19 @@ pub fn receive(
     session: &Session,
 ) -> Outcome<Option<(Totals, Hash)>> {
     let (tx, rx) = sync_channel(QUEUE);
-    let (from_disk, Stock { stage, index, known, passed }) = (options.from_disk, &mut *stock);
-    let (index, first) = (&*index, !*passed);
+    let (from_disk, Stock { stage, index, known, basis, passed }) = (options.from_disk, &mut *stock);
+    let (index, basis, first) = (&*index, &*basis, !*passed);
     let (written, proven) = std::thread::scope(|scope| {
         let prover = scope.spawn(move || prove_all(&rx, index));
+        for _ in 0..if basis.is_empty() { 0 } else { hands() } {
+            scope.spawn(|| basis.work(index, session, false));
+        }
         let mut writer = Writer {
             stage,
             flavour,
             index,
             known,
+            basis,
             from_disk,
             open: HashMap::new(),
             cold: options.pass == Pass::Cold,
@@ -98,6 +105,7 @@ pub fn receive(
         };
         let written = writer.take_all(pieces).map(|end| (end, std::mem::take(&mut writer.named)));
         drop(writer);
+        basis.stop();
         (written, prover.join().unwrap_or_else(|_| Err(Problem::failed("the proving thread failed"))))
     });
     let (end, named, proofs) = match (written, proven) {
@@ -112,6 +120,7 @@ pub fn receive(
         }
     }
     if first {
+        std::mem::take(&mut stock.basis).verdict()?;
         // of the basis what the source does not have is only in the way
         keep_only(&stock.stage, &mut stock.known, |path, _| named.contains(path))?;
         stock.passed = true;
@@ -145,6 +154,7 @@ struct Writer<'a> {
     flavour: Flavour,
     index: &'a Index,
     known: &'a mut BTreeMap<RelPath, Known>,
+    basis: &'a Basis,
     from_disk: bool,
     open: HashMap<u32, Open>,
     cold: bool,
@@ -195,13 +205,15 @@ impl Writer<'_> {
             Entry::Ask { number, offset, hashes } => self.answer(number, offset, &hashes)?,
             Entry::FileEnd { number, proof } => {
                 let open = self.open.remove(&number).ok_or_else(|| out_of_order("end of a file that is not open"))?;
-                let Open { place, len, span, unread, .. } = open;
+                let Open { place, len, span, unread, basis, .. } = open;
+                self.need(basis, len)?;
                 self.hand_over(Step::File { place, span, len, proof, unread })?;
             }
             Entry::Gone { number } => {
                 let open = self.open.remove(&number).filter(|_| !self.cold);
                 let open = open.ok_or_else(|| out_of_order("a file that is not open has gone"))?;
                 self.known.remove(&open.place.path);
+                self.basis.forget(&open.place.path);
                 let full = &open.place.full;
                 std::fs::remove_file(full).explain(|| format!("cannot remove {}", full.display()))?;
             }
@@ -237,6 +249,7 @@ impl Writer<'_> {
         match self.known.get(&path) {
             Some(Known::Dir) => {}
             Some(Known::File { .. }) => {
+                self.basis.forget(&path);
                 std::fs::remove_file(&full).map_err(failed)?;
                 std::fs::DirBuilder::new().mode(mode | 0o700).create(&full).map_err(failed)?;
             }
@@ -259,16 +272,23 @@ impl Writer<'_> {
         let failed = |e| write_error(&full, &e);
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(mode & 0o666);
+        let basis = self.basis.find(&path);
         let (file, old, span) = match self.known.get(&path).copied() {
             Some(Known::File { len: before, span, .. }) => {
                 let file = options.open(&full).map_err(failed)?;
+                // nobody may be at it meanwhile
+                let mut hold = basis.map(|n| self.basis.hold(n));
                 file.set_len(len).map_err(failed)?;
                 let span = if before == len { span } else { self.index.resized(span, before, len)? };
+                if let Some(at) = &mut hold {
+                    (at.len, at.span) = (at.len.min(len), span);
+                }
                 (file, true, span)
             }
             folder => {
                 if folder.is_some() {
                     // a database that became a table's file: whatever was in it has gone with it
+                    self.basis.forget(&path);
                     self.forget_below(&path);
                     std::fs::remove_dir_all(&full).map_err(failed)?;
                 }
@@ -281,7 +301,7 @@ impl Writer<'_> {
         let _ = file.set_permissions(std::fs::Permissions::from_mode(mode & 0o666));
         self.known.insert(path.clone(), Known::File { len, span, proof: None });
         let place = Arc::new(Place { file, full, path });
-        self.open.insert(number, Open { place, len, span, old, unread: Vec::new() });
+        self.open.insert(number, Open { place, len, span, old, basis, unread: Vec::new() });
         Ok(())
     }
 
@@ -301,6 +321,11 @@ impl Writer<'_> {
             .map_err(|e| write_error(&full, &e))
     }
 
+    /// What the basis has of a file is there and hashed up to here.
+    fn need(&self, file: Option<usize>, until: u64) -> Outcome<()> {
+        file.map_or(Ok(()), |n| self.basis.need(n, until, self.index, self.session))
+    }
+
     /// Says which blocks are lacking, and by short hashes what is there instead.
     fn answer(&mut self, number: u32, offset: u64, hashes: &[Hash]) -> Outcome<()> {
         failpoint::hit("receive:asked")?;
@@ -310,6 +335,7 @@ impl Writer<'_> {
         if !whole || first + hashes.len() as u64 > super::index::blocks(open.len) {
             return Err(out_of_order("a question about blocks that are not there"));
         }
+        self.need(open.basis, offset + (hashes.len() * BLOCK) as u64)?;
         let here = self.index.read(open.span, first, hashes.len() as u64)?;
         let mut lack = Lack { number, offset, blocks: 0, pages: Vec::new() };
         let mut buffer = vec![0; BLOCK];
@@ -332,6 +358,9 @@ impl Writer<'_> {
         let end = end.ok_or_else(|| out_of_order("a chunk beyond its file"))?;
         if !chunk.raw.len().is_multiple_of(BLOCK) && end != open.len {
             return Err(out_of_order("a chunk that ends within a block"));
+        }
+        if let Some(n) = open.basis {
+            self.basis.need(n, end, self.index, self.session)?;
         }
         let first = chunk.offset / BLOCK as u64;
         let mut here = self.index.read(open.span, first, chunk.hashes.len() as u64)?;
@@ -363,6 +392,7 @@ impl Writer<'_> {
             if super::freeze::roomy(self.stage)?.is_err() {
                 // before the server that serves from this filesystem finds it full
                 self.spare = false;
+                self.basis.stop();
                 let named = &self.named;
                 keep_only(self.stage, self.known, |path, is| matches!(is, Known::Dir) || named.contains(path))?;
             }
@@ -373,6 +403,7 @@ impl Writer<'_> {
                 return Err(write_error(&open.place.full, &error));
             }
             // a basis saves bytes, and must not cost the image
+            self.basis.stop();
             let named = &self.named;
             keep_only(self.stage, self.known, |path, is| matches!(is, Known::Dir) || named.contains(path))?;
         }

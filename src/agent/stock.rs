@@ -4,14 +4,11 @@
 //! Removes nothing outside of the stage.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::basis::Basis;
 use super::index::{Index, Span};
-use crate::delta::BLOCK;
 use crate::delta::hash::{FileHasher, Hash};
-use crate::delta::pack;
 use crate::delta::path::RelPath;
 use crate::problem::{Explain, Outcome};
 
@@ -49,6 +46,8 @@ pub struct Stock {
     pub index: Index,
     /// All entries.
     pub known: BTreeMap<RelPath, Known>,
+    /// What is still being filled of it, until the first pass is over.
+    pub basis: Basis,
     /// A pass has been received: what it has not named is not there any more.
     pub passed: bool,
 }
@@ -56,7 +55,13 @@ pub struct Stock {
 impl Stock {
     /// Of an empty stage; the index lies in `folder`.
     pub fn new(stage: &Path, folder: &Path) -> Outcome<Self> {
-        Ok(Self { stage: stage.to_owned(), index: Index::new(folder)?, known: BTreeMap::new(), passed: false })
+        Ok(Self {
+            stage: stage.to_owned(),
+            index: Index::new(folder)?,
+            known: BTreeMap::new(),
+            basis: Basis::default(),
+            passed: false,
+        })
     }
 
     /// The proof of a file, from its block hashes; None if not all of them are known.
@@ -83,24 +88,6 @@ pub fn keep_only(
             None => Ok(()),
         }
         .explain(|| format!("cannot remove {}", full.display()))?;
-    }
-    Ok(())
-}
-
-/// Reads a file of a stage and hashes it, chunk by chunk: `take` gets the number of the first block and the hashes.
-pub fn read_back(
-    file: &File,
-    full: &Path,
-    len: u64,
-    buffer: &mut [u8],
-    mut take: impl FnMut(u64, &[Hash]) -> Outcome<()>,
-) -> Outcome<()> {
-    let mut at = 0;
-    while at < len {
-        let want = (len - at).min(buffer.len() as u64) as usize;
-        file.read_exact_at(&mut buffer[..want], at).explain(|| format!("cannot read back {}", full.display()))?;
-        take(at / BLOCK as u64, &pack::hashes(&buffer[..want]))?;
-        at += want as u64;
     }
     Ok(())
 }

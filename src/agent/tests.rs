@@ -27,8 +27,8 @@ use crate::mysql::files::Names;
 use crate::problem::{Outcome, Problem};
 use crate::wire::frame::{self, FrameKind};
 use crate::wire::message::{
-    DestinationRequest, Down, Extra, Pass, Passed, ReceiveOptions, Seeded, SourceRequest, StreamOptions, Up, decode,
-    encode,
+    DestinationRequest, Down, Extra, Pass, Passed, ReceiveOptions, SeedOptions, Seeded, SourceRequest, StreamOptions,
+    Up, decode, encode,
 };
 
 /// How long a file may change unseen after it was touched, here: longer than a tick of the kernel's coarse clock.
@@ -109,10 +109,11 @@ impl Pair {
         self.folder.path().join(name)
     }
 
-    fn seed(&mut self) -> Seeded {
+    fn seed(&mut self, whole: bool) -> Seeded {
         let basis = self.at("basis");
         let items = tree::walk(&basis, Flavour::MariaDb, &names(&basis)).unwrap().items;
-        let options = Options { flavour: Flavour::MariaDb, copies: true, from_disk: false };
+        let options =
+            Options { flavour: Flavour::MariaDb, copies: true, asked: SeedOptions { from_disk: false, whole } };
         seed(&mut self.stock, &basis, &items, options, &self.destination.0).unwrap()
     }
 
@@ -277,7 +278,7 @@ fn whatever_happened_the_stage_is_the_stopped_source() {
                 (0..rng.usize(..8)).for_each(|_| edit(rng, &basis));
             }
         }
-        let seeded = rng.u8(..4) > 0 && pair.seed().files > 0;
+        let seeded = rng.u8(..4) > 0 && pair.seed(rng.bool()).files > 0;
         let rounds = rng.usize(..3);
         for round in 0..rounds {
             if rng.bool() {
@@ -334,7 +335,7 @@ fn nightly() -> (Pair, PathBuf) {
 #[test]
 fn of_a_block_only_the_pages_travel_that_differ() {
     let (mut pair, source) = nightly();
-    assert_eq!(pair.seed().bytes, 9 << 20);
+    assert_eq!(pair.seed(false).bytes, 9 << 20);
     let table = OpenOptions::new().write(true).open(source.join("shop/a.ibd")).unwrap();
     for page in [3u64, 77, 400] {
         table.write_all_at(b"changed", page * PAGE as u64 + 100).unwrap();
@@ -379,7 +380,7 @@ fn what_the_source_does_not_have_makes_room_after_the_first_pass() {
     let (basis, stage) = (pair.at("basis"), pair.at("stage"));
     std::fs::create_dir(basis.join("research")).unwrap();
     std::fs::write(basis.join("research/own.ibd"), vec![7; 1 << 20]).unwrap();
-    assert_eq!(pair.seed().files, 3);
+    assert_eq!(pair.seed(false).files, 3);
     assert!(stage.join("research/own.ibd").exists());
     pair.pass(Pass::Hot, true, false, |_| ()).unwrap();
     assert!(!stage.join("research").exists());
@@ -392,7 +393,7 @@ fn what_the_source_does_not_have_makes_room_after_the_first_pass() {
 #[test]
 fn a_stage_that_lies_is_found_out() {
     let (mut pair, source) = nightly();
-    pair.seed();
+    pair.seed(true);
     let stage = pair.at("stage");
     let file = OpenOptions::new().write(true).open(stage.join("shop/a.ibd")).unwrap();
     // a page that is to be kept, beside one that is to be replaced

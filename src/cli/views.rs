@@ -31,7 +31,7 @@ pub fn existing_store(config: &Config) -> Option<Store> {
 /// One error of the configuration.
 pub fn config_error(error: &ConfigError) -> String {
     let hint = error.hint.as_ref().map_or_else(String::new, |h| format!(" ({h})"));
-    let key = if error.key.is_empty() { String::new() } else { format!("{}: ", error.key) };
+    let key = if error.key.is_empty() { String::new() } else { format!("{}: ", error.shown_key()) };
     format!("{}: {key}{}{hint}", error.origin, error.problem)
 }
 

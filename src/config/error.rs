@@ -2,6 +2,7 @@
 //!
 //! Texts only; never the value of anything that could be a secret.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// One thing that is wrong.
@@ -17,11 +18,14 @@ pub struct ConfigError {
     pub hint: Option<String>,
 }
 
+/// Characters of a key that are shown; names are shorter than a fifth of this.
+const LONGEST: usize = 400;
+
 impl fmt::Display for ConfigError {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}: ", self.origin)?;
         if !self.key.is_empty() {
-            write!(out, "{}: ", self.key)?;
+            write!(out, "{}: ", self.shown_key())?;
         }
         out.write_str(&self.problem)?;
         match &self.hint {
@@ -32,6 +36,20 @@ impl fmt::Display for ConfigError {
 }
 
 impl std::error::Error for ConfigError {}
+
+impl ConfigError {
+    /// The key as a message can bear it: anything may stand where a key was expected, of any length.
+    pub fn shown_key(&self) -> Cow<'_, str> {
+        let begin = self.key.char_indices().nth(LONGEST / 2).map(|(at, _)| at);
+        let end = self.key.char_indices().nth_back(LONGEST / 2 - 1).map(|(at, _)| at);
+        match (begin, end) {
+            (Some(begin), Some(end)) if begin < end => {
+                Cow::Owned(format!("{}…{}", &self.key[..begin], &self.key[end..]))
+            }
+            _ => Cow::Borrowed(&self.key),
+        }
+    }
+}
 
 /// Everything that is wrong, at least one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,3 +68,21 @@ impl fmt::Display for ConfigErrors {
 }
 
 impl std::error::Error for ConfigErrors {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_any_length_stays_readable() {
+        let error = |key: String| {
+            ConfigError { key, origin: "--set".into(), problem: "there is no such key".into(), hint: None }.to_string()
+        };
+        assert_eq!(error("daemon.é".into()), "--set: daemon.é: there is no such key");
+        let whole = "k".repeat(LONGEST);
+        assert_eq!(error(whole.clone()), format!("--set: {whole}: there is no such key"));
+        let long = error(format!("daemon.{}.end", "é".repeat(200_000)));
+        assert!(long.starts_with("--set: daemon.éé") && long.ends_with("éé.end: there is no such key"), "{long}");
+        assert_eq!(long.chars().count(), "--set: …: there is no such key".chars().count() + LONGEST);
+    }
+}

@@ -49,7 +49,12 @@ impl Schedule {
     pub fn parse(expression: &str, zone: Tz) -> Result<Self, ScheduleError> {
         let wrong = |reason: String| ScheduleError::Expression { expression: expression.to_owned(), reason };
         if expression.len() > 200 || !expression.is_ascii() {
-            return Err(wrong("it must be short and plain ASCII".to_owned()));
+            // it is cited, and may be of any length
+            let expression: String = expression.chars().take(60).chain(['…']).collect();
+            return Err(ScheduleError::Expression {
+                expression,
+                reason: "it must be short and plain ASCII".to_owned(),
+            });
         }
         let cron = Cron::from_str(expression).map_err(|error| wrong(reason(&error)))?;
         Ok(Self { expression: expression.trim().to_owned(), zone, cron })

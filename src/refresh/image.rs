@@ -15,7 +15,7 @@ use crate::problem::{Outcome, Problem};
 use crate::report::{Reporter, Taken, human_bytes};
 use crate::route::Way;
 use crate::run::Cancel;
-use crate::wire::message::{FreezeWish, Pass, Passed, ReceiveOptions, StreamOptions};
+use crate::wire::message::{FreezeWish, Pass, Passed, ReceiveOptions, SeedOptions, StreamOptions};
 
 /// Bytes that had to be read anew in a hot pass and that are not worth another one.
 const LITTLE: u64 = 32 << 20;
@@ -107,18 +107,18 @@ impl Taking {
         }
     }
 
-    /// Brings what the destinations serve into their stages, to compare with.
-    pub async fn seed(&mut self, refresh: &Refresh, hosts: &mut Hosts, report: &Reporter) -> Outcome<()> {
+    /// Brings what the destinations serve into their stages, to compare with; `whole`: nothing of that is left for the first pass.
+    pub async fn seed(&mut self, whole: bool, refresh: &Refresh, hosts: &mut Hosts, report: &Reporter) -> Outcome<()> {
         if refresh.policy.basis == Basis::None {
             return Ok(());
         }
-        let from_disk = self.options.from_disk;
+        let options = SeedOptions { from_disk: self.options.from_disk, whole };
         let any = std::cell::Cell::new(false);
         hosts
             .each(report, self.options.abort, async |d| {
-                let seeded = d.host.seed(from_disk).await?;
+                let seeded = d.host.seed(options).await?;
                 any.set(any.get() || seeded.bytes > 0);
-                let how = if seeded.shared { "shared with" } else { "copied from" };
+                let how = if seeded.shared { "shared with" } else { "to be copied from" };
                 let bytes = human_bytes(seeded.bytes);
                 let told = format!("basis: {} files, {bytes}, {how} the current generation", seeded.files);
                 report.note(d.host.0.name(), if seeded.bytes > 0 { told } else { "basis: none".to_owned() });

@@ -11,7 +11,7 @@ use crate::delta::CHUNK;
 pub const MAGIC: [u8; 8] = [0x00, 0xff, b'M', b'R', b'F', 0x1a, 0x0d, 0x0a];
 
 /// The protocol's version: both ends must have the same one.
-pub const PROTOCOL: u16 = 6;
+pub const PROTOCOL: u16 = 7;
 
 /// Bytes of payload at most: one chunk that did not compress, with its header and hashes.
 pub const MAX_PAYLOAD: usize = CHUNK + 64 * 1024;

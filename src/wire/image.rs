@@ -86,12 +86,21 @@ pub struct ReceiveOptions {
     pub from_disk: bool,
 }
 
+/// How a basis is brought in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedOptions {
+    /// Write out and drop what is brought in from the page cache before it is hashed.
+    pub from_disk: bool,
+    /// Answer when all of it is there. Else it is copied (where it cannot be shared) and hashed beside the first pass.
+    pub whole: bool,
+}
+
 /// The basis in a stage.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seeded {
     /// Files.
     pub files: u64,
-    /// Bytes of those files.
+    /// Bytes of those files, as far as they come in.
     pub bytes: u64,
     /// They share their blocks with the current generation.
     pub shared: bool,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, Identity};
 use super::frame::{Frame, FrameKind, WireError};
-pub use super::image::{Entry, Lack, Pass, Passed, ReceiveOptions, Seeded, StreamOptions};
+pub use super::image::{Entry, Lack, Pass, Passed, ReceiveOptions, SeedOptions, Seeded, StreamOptions};
 use crate::delta::hash::{Hash, Totals};
 use crate::instance::Target;
 use crate::problem::Problem;
@@ -322,7 +322,7 @@ pub enum DestinationRequest {
     /// An empty stage.
     PrepareStage,
     /// Bring what the current generation holds into the stage, as the basis that blocks are compared with.
-    Seed(ReceiveOptions),
+    Seed(SeedOptions),
     /// Remove the previous generation, if it may go before the new one comes.
     MakeRoom(Keep),
     /// Take one pass of the stream into the stage, prove it from the stage.

@@ -187,7 +187,7 @@ pub fn destination_requests() -> Vec<DestinationRequest> {
             DestinationRequest::Lock(holder("r1")),
             DestinationRequest::PrepareStage,
             DestinationRequest::MakeRoom(Keep::UntilStage),
-            DestinationRequest::Seed(ReceiveOptions { pass: Pass::Hot, from_disk: false }),
+            DestinationRequest::Seed(SeedOptions { from_disk: false, whole: true }),
             DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: true }),
             DestinationRequest::SyncStage,
             DestinationRequest::Install(Box::new(install)),

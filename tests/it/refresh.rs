@@ -115,8 +115,9 @@ fn three_destinations_get_one_image() {
     oracle::check_same(&world.destinations[0], &world.destinations[1]);
     oracle::check_same(&world.destinations[0], &world.destinations[2]);
     let summary = summary(&outcome);
+    // passes beside live writes send more than the image holds
     assert!(
-        number(&summary, "sent_bytes") <= number(&summary, "bytes") * 11 / 10,
+        number(&summary, "sent_bytes") <= number(&summary, "changed_bytes") * 11 / 10,
         "sent once, not three times: {summary}"
     );
     assert_eq!(summary["destinations"].as_array().unwrap().len(), 3);

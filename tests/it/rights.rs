@@ -14,7 +14,8 @@ use mysql_refreshd::route::{AgentProgram, INSTALLED, Route, Way};
 use mysql_refreshd::transport::connection::{self, Connection};
 use mysql_refreshd::transport::{self, Secrets};
 use mysql_refreshd::wire::message::{
-    DestinationRequest, Extra, Keep, Open, Origin, Pass, ReceiveOptions, Reply, Role, SourceRequest, SwapOptions,
+    DestinationRequest, Extra, Keep, Open, Origin, Pass, ReceiveOptions, Reply, Role, SeedOptions, SourceRequest,
+    SwapOptions,
 };
 
 use crate::gate::{self, Gate};
@@ -310,7 +311,7 @@ fn a_stolen_key_opens_what_was_consented_to_and_nothing_else() {
     for request in [
         DestinationRequest::PrepareStage,
         DestinationRequest::MakeRoom(Keep::UntilStage),
-        DestinationRequest::Seed(ReceiveOptions { pass: Pass::Hot, from_disk: false }),
+        DestinationRequest::Seed(SeedOptions { from_disk: false, whole: true }),
         DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: false }),
         DestinationRequest::SyncStage,
         swap(&[]),

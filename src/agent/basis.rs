@@ -1,0 +1,349 @@
+//! The basis, file by file, as it fills: what could not be shared with the current generation is copied, and all of it is hashed in the
+//! stage, piece by piece. A few hands work through all files beside the pass that is received; whoever needs a block before they
+//! have come to it does that piece itself, so that nobody ever waits for files that nobody asks for.
+//!
+//! Only reads the datadir; writes below the stage only. What it gives up is unknown, and travels: a basis costs bytes, never correctness.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Error, ErrorKind, Result};
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{Advice, fadvise};
+use rustix::io::Errno;
+
+use super::freeze;
+use super::index::{Index, Span};
+use super::receive::write_error;
+use super::server;
+use super::session::Session;
+use crate::delta::path::RelPath;
+use crate::delta::{BLOCK, CHUNK, pack};
+use crate::failpoint;
+use crate::problem::{Explain, Outcome, Problem};
+
+/// Files that are worked on at once, at most.
+const HANDS: usize = 4;
+
+/// Bytes of a file that are copied and hashed before others may have a say; also when every piece has to reach the disk first.
+const PIECE: u64 = 16 << 20;
+const PIECE_ON_DISK: u64 = 64 << 20;
+
+/// Whoever waits for another hand looks this often whether it is still worth it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often progress is told, in files.
+const TELL: usize = 256;
+
+/// How many hands there are.
+pub fn hands() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get()).min(HANDS)
+}
+
+/// All files of a basis, in the order of their paths.
+#[derive(Default)]
+pub struct Basis {
+    stage: PathBuf,
+    datadir: PathBuf,
+    from_disk: bool,
+    files: Vec<Filling>,
+    next: AtomicUsize,
+    over: AtomicBool,
+    /// Room is for the image: nothing more is copied.
+    short: AtomicBool,
+    failed: Mutex<Option<Problem>>,
+}
+
+/// One file, which is in the stage already, if only as a hole.
+pub struct Filling {
+    path: RelPath,
+    /// It shares nothing with the original, and is to be copied.
+    copied: bool,
+    at: Mutex<At>,
+    turn: Condvar,
+}
+
+/// How far a file is.
+pub struct At {
+    /// Up to here it is copied and hashed, or never will be.
+    done: u64,
+    /// What is of interest of it.
+    pub len: u64,
+    /// Where its hashes go.
+    pub span: Span,
+    busy: bool,
+    open: Option<Pair>,
+}
+
+/// The file in the stage, and the original if it is copied.
+struct Pair {
+    to: File,
+    from: Option<File>,
+}
+
+impl Filling {
+    /// At its beginning.
+    pub fn new(path: RelPath, len: u64, span: Span, copied: bool) -> Self {
+        let at = Mutex::new(At { done: 0, len, span, busy: false, open: None });
+        Self { path, copied, at, turn: Condvar::new() }
+    }
+}
+
+impl Basis {
+    /// Of files that were just made in a stage.
+    pub fn new(stage: &Path, datadir: &Path, from_disk: bool, mut files: Vec<Filling>) -> Self {
+        files.sort_by(|one, other| one.path.cmp(&other.path));
+        Self { stage: stage.to_owned(), datadir: datadir.to_owned(), from_disk, files, ..Self::default() }
+    }
+
+    /// Nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// One hand's work, until all is done, or somebody has stopped it. Blocking.
+    pub fn work(&self, index: &Index, session: &Session, tell: bool) {
+        while !self.over.load(Ordering::SeqCst) {
+            let n = self.next.fetch_add(1, Ordering::SeqCst);
+            let Some(file) = self.files.get(n) else { return };
+            if tell && n.is_multiple_of(TELL) {
+                session.progress_blocking(n as u64, self.files.len() as u64, "files of the basis");
+            }
+            let first = if n == 0 { failpoint::hit("seed:hashing") } else { Ok(()) };
+            if let Err(problem) = first.and_then(|()| self.all_of(file, index, session)) {
+                lock(&self.failed).get_or_insert(problem);
+                self.over.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn all_of(&self, file: &Filling, index: &Index, session: &Session) -> Outcome<()> {
+        let mut at = lock(&file.at);
+        // whoever else is at it goes on with it only if that is needed
+        while at.done < at.len && !self.over.load(Ordering::SeqCst) {
+            at = self.further(file, at, index, session)?;
+        }
+        Ok(())
+    }
+
+    /// Returns when the file is hashed up to there. Blocking, but never for another file's sake.
+    pub fn need(&self, file: usize, until: u64, index: &Index, session: &Session) -> Outcome<()> {
+        let file = &self.files[file];
+        let mut at = lock(&file.at);
+        while at.done < until.min(at.len) {
+            self.verdict()?;
+            if self.over.load(Ordering::SeqCst) && !at.busy {
+                at.done = at.len;
+            } else {
+                at = self.further(file, at, index, session)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One piece more, by this hand or by the one that is at it.
+    fn further<'a>(
+        &self,
+        file: &'a Filling,
+        mut at: MutexGuard<'a, At>,
+        index: &Index,
+        session: &Session,
+    ) -> Outcome<MutexGuard<'a, At>> {
+        session.check()?;
+        if at.busy {
+            let waited = file.turn.wait_timeout(at, LOOK).unwrap_or_else(PoisonError::into_inner);
+            return Ok(waited.0);
+        }
+        let piece = if self.from_disk { PIECE_ON_DISK } else { PIECE };
+        let (begin, end, span) = (at.done, at.len.min(at.done + piece), at.span);
+        let open = at.open.take();
+        at.busy = true;
+        drop(at);
+        let result = self.piece(file, open, (begin, end), span, index, session);
+        let mut at = lock(&file.at);
+        at.busy = false;
+        let result = match result {
+            Ok(Some(open)) => {
+                at.done = end;
+                at.open = (end < at.len).then_some(open);
+                Ok(())
+            }
+            Ok(None) => {
+                at.done = at.len;
+                Ok(())
+            }
+            // a basis never costs the image: where room is short, there is less of it
+            Err(_) if !session.is_gone() && freeze::roomy(&self.stage).is_ok_and(|room| room.is_err()) => {
+                self.short.store(true, Ordering::SeqCst);
+                at.done = at.len;
+                Ok(())
+            }
+            Err(problem) => Err(problem),
+        };
+        file.turn.notify_all();
+        result.map(|()| at)
+    }
+
+    /// Copies, if need be, and hashes a piece. None: no more of this file.
+    fn piece(
+        &self,
+        file: &Filling,
+        open: Option<Pair>,
+        (begin, end): (u64, u64),
+        span: Span,
+        index: &Index,
+        session: &Session,
+    ) -> Outcome<Option<Pair>> {
+        let full = file.path.under(&self.stage);
+        let failed = |e: &Error| write_error(&full, e);
+        let Pair { to, from } = match open {
+            Some(open) => open,
+            None => Pair {
+                to: OpenOptions::new().read(true).write(true).open(&full).map_err(|e| failed(&e))?,
+                from: match file.copied {
+                    true => server::open_beneath(&self.datadir, &file.path.under(Path::new(""))).ok(),
+                    false => None,
+                },
+            },
+        };
+        if file.copied {
+            let Some(from) = from.as_ref().filter(|_| !self.short.load(Ordering::SeqCst)) else { return Ok(None) };
+            let may_go_on = || may_go_on(&self.stage, session);
+            match copy_data(from, &to, (begin, end), &may_go_on) {
+                Ok(true) => {}
+                // it cannot be read
+                Ok(false) => return Ok(None),
+                Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                    self.short.store(true, Ordering::SeqCst);
+                    return Ok(None);
+                }
+                Err(error) => {
+                    session.check()?;
+                    return Err(failed(&error));
+                }
+            }
+        }
+        if self.from_disk {
+            to.sync_data().map_err(|e| failed(&e))?;
+            let _ = fadvise(&to, begin, NonZeroU64::new(end - begin), Advice::DontNeed);
+        }
+        let mut buffer = vec![0; CHUNK.min((end - begin) as usize)];
+        let mut at = begin;
+        while at < end {
+            session.check()?;
+            let want = (end - at).min(buffer.len() as u64) as usize;
+            to.read_exact_at(&mut buffer[..want], at).explain(|| format!("cannot read back {}", full.display()))?;
+            index.write(span, at / BLOCK as u64, &pack::hashes(&buffer[..want]))?;
+            at += want as u64;
+        }
+        Ok(Some(Pair { to, from }))
+    }
+
+    /// The number of a file.
+    pub fn find(&self, path: &RelPath) -> Option<usize> {
+        self.files.binary_search_by(|file| file.path.cmp(path)).ok()
+    }
+
+    /// How far a file is, while nobody works on it; nobody does while this is held.
+    pub fn hold(&self, file: usize) -> MutexGuard<'_, At> {
+        let file = &self.files[file];
+        let at = lock(&file.at);
+        file.turn.wait_while(at, |at| at.busy).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has this name, and all below it, goes from the stage: nobody works on it any more when this returns.
+    pub fn forget(&self, path: &RelPath) {
+        let first = self.files.partition_point(|file| file.path < *path);
+        // what is below a folder need not follow it at once: `a.b` stands between `a` and `a/b`
+        for n in (first..self.files.len()).take_while(|n| self.files[*n].path.as_bytes().starts_with(path.as_bytes())) {
+            if self.files[n].path.as_path().starts_with(path.as_path()) {
+                let mut at = self.hold(n);
+                (at.done, at.open) = (at.len, None);
+            }
+        }
+    }
+
+    /// Nobody works on any file any more when this returns; what is not hashed by then is unknown.
+    pub fn stop(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        for n in 0..self.next.load(Ordering::SeqCst).min(self.files.len()) {
+            drop(self.hold(n));
+        }
+    }
+
+    /// What a hand has met with.
+    pub fn verdict(&self) -> Outcome<()> {
+        lock(&self.failed).clone().map_or(Ok(()), Err)
+    }
+}
+
+/// Whether to copy on: the server that serves from this filesystem must not find it full because of us.
+fn may_go_on(stage: &Path, session: &Session) -> Result<()> {
+    if session.is_gone() {
+        return Err(ErrorKind::ConnectionAborted.into());
+    }
+    match freeze::roomy(stage) {
+        Ok(Err(_)) => Err(ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Copies what is not a hole. False: the original cannot be read. Errors are the stage's.
+fn copy_data(from: &File, to: &File, (begin, end): (u64, u64), may_go_on: &dyn Fn() -> Result<()>) -> Result<bool> {
+    let mut at = begin;
+    while at < end {
+        let (data, stop) = match rustix::fs::seek(from, rustix::fs::SeekFrom::Data(at)) {
+            // holes only, from here on
+            Err(Errno::NXIO) => return Ok(true),
+            Err(_) => (at, end),
+            Ok(data) => (data, rustix::fs::seek(from, rustix::fs::SeekFrom::Hole(data)).unwrap_or(end)),
+        };
+        if data < end && !copy_range(from, to, (data, stop.min(end)), may_go_on)? {
+            return Ok(false);
+        }
+        at = stop.max(data + 1);
+    }
+    Ok(true)
+}
+
+fn copy_range(from: &File, to: &File, (mut at, end): (u64, u64), may_go_on: &dyn Fn() -> Result<()>) -> Result<bool> {
+    while at < end {
+        may_go_on()?;
+        let (mut off_in, mut off_out) = (at, at);
+        match rustix::fs::copy_file_range(from, Some(&mut off_in), to, Some(&mut off_out), (end - at) as usize) {
+            // it has shrunk
+            Ok(0) => return Ok(true),
+            Ok(n) => at += n as u64,
+            Err(Errno::INTR) => {}
+            Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
+            Err(_) => return copy_by_hand(from, to, (at, end)),
+        }
+    }
+    Ok(true)
+}
+
+/// Where the kernel cannot copy between these files.
+fn copy_by_hand(from: &File, to: &File, (mut at, end): (u64, u64)) -> Result<bool> {
+    let mut buffer = vec![0; CHUNK];
+    while at < end {
+        let want = (end - at).min(CHUNK as u64) as usize;
+        match from.read_at(&mut buffer[..want], at) {
+            Ok(0) => return Ok(true),
+            Ok(n) => {
+                to.write_all_at(&buffer[..n], at)?;
+                at += n as u64;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
