@@ -297,13 +297,11 @@ own_figures() {
     local event
     event=$(grep '"run_finished"' "$box/events" | tail -n 1)
     field() { sed -n "s/.*\"$1\": *\\([0-9]*\\).*/\\1/p" <<<"$event"; }
-    step() { sed -n "s/.*{\"step\": *\"$1\", *\"ms\": *\([0-9]*\)}.*/\1/p" <<<"$event"; }
-    awk -v d="$(field outage_ms)" -v t="$(field total_ms)" -v stop="$(step stop)" -v freeze="$(step freeze)" \
-        -v copy="$(step copy)" -v start="$(step start)" -v read="$(field read_bytes)" -v cold="$(field cold_bytes)" \
+    steps() { grep -o '{"step":"[a-z]*","ms":[0-9]*}' <<<"$event" | awk -F'[":,}]+' '$5 >= 50 { printf "%s%s %.2f", sep, $3, $5 / 1000; sep = ", " }'; }
+    awk -v d="$(field outage_ms)" -v t="$(field total_ms)" -v steps="$(steps)" -v read="$(field read_bytes)" -v cold="$(field cold_bytes)" \
         -v lacking="$(field changed_bytes)" -v sent="$(field sent_bytes)" 'BEGIN {
-            printf "%.2f and %.2f s (stop %.2f, freeze %.2f, copy %.2f, start %.2f); MB read %d, down %d, lacking %d, sent %d",
-                d / 1000, t / 1000, stop / 1000, freeze / 1000, copy / 1000, start / 1000,
-                read / 1e6, cold / 1e6, lacking / 1e6, sent / 1e6
+            printf "%.2f and %.2f s (%s); MB read %d, down %d, lacking %d, sent %d",
+                d / 1000, t / 1000, steps, read / 1e6, cold / 1e6, lacking / 1e6, sent / 1e6
         }'
 }
 
@@ -361,7 +359,8 @@ done
 say "$("$program" --version), $("$SANDBOX_SERVER" --version | sed 's/.*Ver //'), $(rsync --version | sed -n 1p)"
 
 # Yesterday's copies.
-case " $flows " in *" refreshd-again "*) flow_refreshd-again ;; esac
+# yesterday's, and what is left of the night before: as on every night but the first two
+case " $flows " in *" refreshd-again "*) flow_refreshd-again; flow_refreshd-again ;; esac
 case " $flows " in *" rsync-twice-again "*) flow_rsync-twice-again keep-rsync ;; esac
 
 if [ $writes = yes ]; then

@@ -16,7 +16,7 @@ use crate::transport::{self, Secrets, Transport};
 use crate::wire::facts::{Facts, Identity};
 use crate::wire::message::{
     DestinationRequest, DrainOptions, Drained, Extra, FreezeWish, Holder, InstallOptions, Installed, Keep, Open,
-    Origin, Passed, ReceiveOptions, Reply, Role, Runtime, SeedOptions, Seeded, SourceRequest, StreamOptions,
+    Origin, Passed, ReceiveOptions, Reply, Role, Room, Runtime, SeedOptions, Seeded, SourceRequest, StreamOptions,
     SwapOptions, VerifyOptions, WireSecret,
 };
 
@@ -407,8 +407,8 @@ impl DestinationHost {
         self.0.done(DestinationRequest::PrepareStage).await
     }
     /// The previous generation goes, if it may go before the new one comes.
-    pub async fn make_room(&mut self, keep: Keep) -> Outcome<()> {
-        self.0.done(DestinationRequest::MakeRoom(keep)).await
+    pub async fn make_room(&mut self, room: Room) -> Outcome<()> {
+        self.0.done(DestinationRequest::MakeRoom(room)).await
     }
     /// The connection, for streams.
     pub fn connection(&self) -> Outcome<&Connection> {

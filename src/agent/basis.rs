@@ -1,5 +1,5 @@
-//! The basis, file by file, as it fills: what could not be shared with the current generation is copied, and all of it is hashed in the
-//! stage, piece by piece. A few hands work through all files beside the pass that is received; whoever needs a block before they
+//! The basis, file by file, as it fills: what could not be shared with the current generation is copied, as far as it is not there from an
+//! older one, and all of it is hashed in the stage, piece by piece. A few hands work through all files beside the pass that is received; whoever needs a block before they
 //! have come to it does that piece itself, so that nobody ever waits for files that nobody asks for.
 //!
 //! Only reads the datadir; writes below the stage only. What it gives up is unknown, and travels: a basis costs bytes, never correctness.
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 use rustix::io::Errno;
 
 use super::freeze;
@@ -22,7 +22,7 @@ use super::receive::write_error;
 use super::server;
 use super::session::Session;
 use crate::delta::path::RelPath;
-use crate::delta::{BLOCK, CHUNK, pack};
+use crate::delta::{BLOCK, CHUNK, PAGE, pack};
 use crate::failpoint;
 use crate::problem::{Explain, Outcome, Problem};
 
@@ -30,11 +30,14 @@ use crate::problem::{Explain, Outcome, Problem};
 const HANDS: usize = 4;
 
 /// Bytes of a file that are copied and hashed before others may have a say; also when every piece has to reach the disk first.
-const PIECE: u64 = 16 << 20;
+const PIECE: u64 = if cfg!(test) { CHUNK as u64 } else { 16 << 20 };
 const PIECE_ON_DISK: u64 = 64 << 20;
 
 /// Whoever waits for another hand looks this often whether it is still worth it.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a hand leaves a file to who wants it.
+const YIELD: Duration = Duration::from_millis(1);
 
 /// How often progress is told, in files.
 const TELL: usize = 256;
@@ -58,11 +61,21 @@ pub struct Basis {
     failed: Mutex<Option<Problem>>,
 }
 
-/// One file, which is in the stage already, if only as a hole.
+/// How a file of the stage becomes what the original is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It shares its blocks with the original.
+    Shared,
+    /// It is a hole, and copied.
+    Copied,
+    /// It is an older one; what differs is copied.
+    Compared,
+}
+
+/// One file, which is in the stage already.
 pub struct Filling {
     path: RelPath,
-    /// It shares nothing with the original, and is to be copied.
-    copied: bool,
+    way: Way,
     at: Mutex<At>,
     turn: Condvar,
 }
@@ -76,6 +89,8 @@ pub struct At {
     /// Where its hashes go.
     pub span: Span,
     busy: bool,
+    /// Somebody waits until nobody is at it.
+    wanted: bool,
     open: Option<Pair>,
 }
 
@@ -87,9 +102,9 @@ struct Pair {
 
 impl Filling {
     /// At its beginning.
-    pub fn new(path: RelPath, len: u64, span: Span, copied: bool) -> Self {
-        let at = Mutex::new(At { done: 0, len, span, busy: false, open: None });
-        Self { path, copied, at, turn: Condvar::new() }
+    pub fn new(path: RelPath, len: u64, span: Span, way: Way) -> Self {
+        let at = Mutex::new(At { done: 0, len, span, busy: false, wanted: false, open: None });
+        Self { path, way, at, turn: Condvar::new() }
     }
 }
 
@@ -122,12 +137,19 @@ impl Basis {
     }
 
     fn all_of(&self, file: &Filling, index: &Index, session: &Session) -> Outcome<()> {
-        let mut at = lock(&file.at);
-        // whoever else is at it goes on with it only if that is needed
-        while at.done < at.len && !self.over.load(Ordering::SeqCst) {
-            at = self.further(file, at, index, session)?;
+        loop {
+            let at = lock(&file.at);
+            if at.done >= at.len || self.over.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            if at.wanted {
+                // whoever has woken by now comes first
+                drop(at);
+                std::thread::sleep(YIELD);
+            } else {
+                drop(self.further(file, at, index, session)?);
+            }
         }
-        Ok(())
     }
 
     /// Returns when the file is hashed up to there. Blocking, but never for another file's sake.
@@ -204,16 +226,22 @@ impl Basis {
             Some(open) => open,
             None => Pair {
                 to: OpenOptions::new().read(true).write(true).open(&full).map_err(|e| failed(&e))?,
-                from: match file.copied {
-                    true => server::open_beneath(&self.datadir, &file.path.under(Path::new(""))).ok(),
-                    false => None,
+                from: match file.way {
+                    Way::Shared => None,
+                    _ => server::open_beneath(&self.datadir, &file.path.under(Path::new(""))).ok(),
                 },
             },
         };
-        if file.copied {
+        #[cfg(test)]
+        std::thread::sleep(Duration::from_millis(DAWDLE.load(Ordering::SeqCst)));
+        if file.way != Way::Shared {
             let Some(from) = from.as_ref().filter(|_| !self.short.load(Ordering::SeqCst)) else { return Ok(None) };
             let may_go_on = || may_go_on(&self.stage, session);
-            match copy_data(from, &to, (begin, end), &may_go_on) {
+            let brought = match file.way {
+                Way::Compared => copy_what_differs(from, &to, (begin, end), &may_go_on),
+                _ => copy_data(from, &to, (begin, end), &may_go_on),
+            };
+            match brought {
                 Ok(true) => {}
                 // it cannot be read
                 Ok(false) => return Ok(None),
@@ -251,8 +279,11 @@ impl Basis {
     /// How far a file is, while nobody works on it; nobody does while this is held.
     pub fn hold(&self, file: usize) -> MutexGuard<'_, At> {
         let file = &self.files[file];
-        let at = lock(&file.at);
-        file.turn.wait_while(at, |at| at.busy).unwrap_or_else(PoisonError::into_inner)
+        let mut at = lock(&file.at);
+        at.wanted = true;
+        let mut at = file.turn.wait_while(at, |at| at.busy).unwrap_or_else(PoisonError::into_inner);
+        at.wanted = false;
+        at
     }
 
     /// What has this name, and all below it, goes from the stage: nobody works on it any more when this returns.
@@ -280,6 +311,11 @@ impl Basis {
         lock(&self.failed).clone().map_or(Ok(()), Err)
     }
 }
+
+/// Milliseconds that pass before a piece is copied: small files are filled before anybody asks for them, and tests want to see what
+/// happens meanwhile.
+#[cfg(test)]
+pub static DAWDLE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 /// Whether to copy on: the server that serves from this filesystem must not find it full because of us.
 fn may_go_on(stage: &Path, session: &Session) -> Result<()> {
@@ -322,6 +358,39 @@ fn copy_range(from: &File, to: &File, (mut at, end): (u64, u64), may_go_on: &dyn
             Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
             Err(_) => return copy_by_hand(from, to, (at, end)),
         }
+    }
+    Ok(true)
+}
+
+/// Copies what is not the same, page by page: reading costs less than writing. False: the original cannot be read.
+fn copy_what_differs(
+    from: &File,
+    to: &File,
+    (mut at, end): (u64, u64),
+    may_go_on: &dyn Fn() -> Result<()>,
+) -> Result<bool> {
+    may_go_on()?;
+    let (mut theirs, mut ours) = (vec![0; CHUNK], vec![0; CHUNK]);
+    while at < end {
+        let want = (end - at).min(CHUNK as u64) as usize;
+        match from.read_exact_at(&mut theirs[..want], at) {
+            Ok(()) => {}
+            // it has shrunk
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(true),
+            Err(_) => return Ok(false),
+        }
+        to.read_exact_at(&mut ours[..want], at)?;
+        for (n, (page, here)) in theirs[..want].chunks(PAGE).zip(ours[..want].chunks(PAGE)).enumerate() {
+            if page != here {
+                let at = at + (n * PAGE) as u64;
+                let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                let zero = page.iter().all(|byte| *byte == 0);
+                if !zero || fallocate(to, hole, at, page.len() as u64).is_err() {
+                    to.write_all_at(page, at)?;
+                }
+            }
+        }
+        at += want as u64;
     }
     Ok(true)
 }

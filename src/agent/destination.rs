@@ -27,8 +27,8 @@ use crate::mysql::variables::{effective, layout_variables, same_setting, secret_
 use crate::problem::{Explain, Outcome, Problem};
 use crate::wire::facts::Identity;
 use crate::wire::message::{
-    DestinationRequest, Extra, InstallOptions, Keep, Open, ReceiveOptions, Reply, Role, SeedOptions, SwapOptions, Up,
-    VerifyOptions,
+    DestinationRequest, Extra, InstallOptions, Keep, Open, ReceiveOptions, Reply, Role, Room, SeedOptions, SwapOptions,
+    Up, VerifyOptions,
 };
 
 /// Comes only where a datadir is a mount point, once for every entry that is moved.
@@ -66,6 +66,8 @@ pub struct Destination {
     stage: Stage,
     /// What is in it, while it is received.
     stock: Option<Stock>,
+    /// It began as the previous generation, and nobody has looked at what that holds.
+    reused: bool,
     swapped: bool,
 }
 
@@ -86,6 +88,7 @@ impl Serve for Destination {
             staged: false,
             stage: Stage::None,
             stock: None,
+            reused: false,
             swapped: false,
         };
         Ok((destination, reply))
@@ -234,16 +237,13 @@ impl Destination {
         Ok(Reply::Done)
     }
 
-    /// Removes what may go before the new generation comes. Apart from the stage, since it cannot be taken back.
-    async fn make_room(&mut self, keep: Keep) -> Outcome<Reply> {
-        if keep == Keep::UntilStage {
-            let work = self.work.clone();
-            blocking(move || {
-                let _act = work.exclusive()?;
-                work.forget_previous()
-            })
-            .await?;
+    /// Apart from the stage, since it cannot be taken back.
+    async fn make_room(&mut self, room: Room) -> Outcome<Reply> {
+        if self.stage != Stage::Fresh || self.stock.as_ref().is_none_or(|stock| !stock.known.is_empty()) {
+            return Err(Problem::failed("requests out of order: room is made for an empty stage"));
         }
+        let work = self.work.clone();
+        self.reused = blocking(move || seed::make_room(&work, room)).await?;
         Ok(Reply::Done)
     }
 
@@ -267,12 +267,12 @@ impl Destination {
         let mut stock = self.stock.take().filter(|stock| stock.known.is_empty());
         let mut stock = stock.take().ok_or_else(|| Problem::failed("a basis belongs into an empty stage"))?;
         let (work, variables, flavour) = (self.work.clone(), self.variables.clone(), self.flavour());
-        let session = self.session.clone();
+        let (session, reused) = (self.session.clone(), std::mem::take(&mut self.reused));
         let (stock, seeded) = blocking(move || {
             let names = Names::from_variables(&work.datadir, &variables, &[], &[]);
             let items = super::tree::walk(&work.datadir, flavour, &names)?.items;
             let copies = work.generations()?.current.origin.is_some();
-            let options = seed::Options { flavour, copies, asked };
+            let options = seed::Options { flavour, copies, reused, asked };
             let seeded = seed::seed(&mut stock, &work.datadir, &items, options, &session)?;
             Ok((stock, seeded))
         })
@@ -283,6 +283,9 @@ impl Destination {
 
     async fn receive(&mut self, options: ReceiveOptions, inbox: &mut Inbox<DestinationRequest>) -> Outcome<Reply> {
         self.leave_stage(Stage::Fresh)?;
+        if self.reused {
+            return Err(Problem::failed("requests out of order: the stage holds what nobody has looked at"));
+        }
         let flavour = self.flavour();
         let mut stock = self.stock.take().ok_or_else(|| Problem::failed("there is no stage to receive into"))?;
         let session = self.session.clone();

@@ -8,11 +8,13 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::sync::Mutex;
 
+use super::basis::DAWDLE;
 use super::receive::receive;
 use super::seed::{Options, seed};
 use super::session::{Inbox, Session};
@@ -75,7 +77,7 @@ impl Pair {
                 let size = frame.payload.len() as u64;
                 let on = match frame.kind {
                     FrameKind::Chunk => {
-                        carried.fetch_add(size, std::sync::atomic::Ordering::Relaxed);
+                        carried.fetch_add(size, Ordering::Relaxed);
                         let credit = encode(&Down::<SourceRequest>::Credit(size)).unwrap();
                         frame::write(&mut *back.lock().await, &credit).await.unwrap();
                         frame
@@ -110,10 +112,11 @@ impl Pair {
     }
 
     fn seed(&mut self, whole: bool) -> Seeded {
+        let reused = std::fs::read_dir(self.at("stage")).unwrap().next().is_some();
         let basis = self.at("basis");
         let items = tree::walk(&basis, Flavour::MariaDb, &names(&basis)).unwrap().items;
         let options =
-            Options { flavour: Flavour::MariaDb, copies: true, asked: SeedOptions { from_disk: false, whole } };
+            Options { flavour: Flavour::MariaDb, copies: true, reused, asked: SeedOptions { from_disk: false, whole } };
         seed(&mut self.stock, &basis, &items, options, &self.destination.0).unwrap()
     }
 
@@ -278,7 +281,14 @@ fn whatever_happened_the_stage_is_the_stopped_source() {
                 (0..rng.usize(..8)).for_each(|_| edit(rng, &basis));
             }
         }
-        let seeded = rng.u8(..4) > 0 && pair.seed(rng.bool()).files > 0;
+        // what the night before has left, or the one before that
+        if rng.bool() {
+            copy_tree(&basis, &pair.at("stage"));
+            (0..rng.usize(..8)).for_each(|_| edit(rng, &pair.at("stage")));
+        }
+        DAWDLE.store([0, 3, 30][rng.usize(..3)], Ordering::SeqCst);
+        let must = std::fs::read_dir(pair.at("stage")).unwrap().next().is_some();
+        let seeded = (must || rng.u8(..4) > 0) && pair.seed(rng.u8(..4) == 0).files > 0;
         let rounds = rng.usize(..3);
         for round in 0..rounds {
             if rng.bool() {
@@ -343,7 +353,7 @@ fn of_a_block_only_the_pages_travel_that_differ() {
     let (passed, image) = pair.pass(Pass::Cold, true, false, |_| ()).unwrap();
     assert!(image.is_some());
     assert_eq!((passed.read, passed.changed), (9 << 20, 3 * PAGE as u64));
-    let wire = pair.wire.load(std::sync::atomic::Ordering::Relaxed);
+    let wire = pair.wire.load(Ordering::Relaxed);
     assert!(wire < 4 * (PAGE + 1000) as u64, "{wire} bytes for three pages");
     assert!(content(&source) == content(&pair.at("stage")));
 }
@@ -371,6 +381,31 @@ fn what_nobody_has_touched_is_not_read_while_the_source_is_down() {
     settle();
     let (passed, _) = pair.pass(Pass::Cold, false, true, |_| ()).unwrap();
     assert_eq!((passed.read, passed.changed), (9 << 20, 0));
+}
+
+/// Whoever needs what is still being brought in waits for it: what comes from the source is never written over by what came before it.
+#[test]
+fn a_basis_that_is_slow_to_come_spoils_nothing() {
+    for reused in [false, true] {
+        let (mut pair, source) = nightly();
+        let (basis, stage) = (pair.at("basis"), pair.at("stage"));
+        if reused {
+            copy_tree(&basis, &stage);
+        }
+        // of each file something differs, in length, too
+        for (path, len) in [("shop/a.ibd", 5u64 << 20), ("shop/b.ibd", 3 << 20)] {
+            let file = OpenOptions::new().write(true).open(basis.join(path)).unwrap();
+            file.set_len(len).unwrap();
+            (0..len / CHUNK as u64).for_each(|n| file.write_all_at(b"others", n * CHUNK as u64 + 7).unwrap());
+        }
+        DAWDLE.store(150, Ordering::SeqCst);
+        assert_eq!(pair.seed(false), Seeded { files: 2, bytes: 8 << 20, shared: false, reused });
+        let (passed, _) = pair.pass(Pass::Cold, true, false, |_| ()).unwrap();
+        DAWDLE.store(0, Ordering::SeqCst);
+        assert!(content(&source) == content(&stage), "reused: {reused}");
+        // a page each of six that differ, and what one of them is longer by
+        assert_eq!(passed.changed, 6 * PAGE as u64 + (3 << 20), "reused: {reused}");
+    }
 }
 
 /// A destination's own world that is no basis goes when the first pass is over, and files of a pass that have gone leave nothing.

@@ -15,7 +15,7 @@ use crate::problem::{Outcome, Problem};
 use crate::report::{Reporter, Taken, human_bytes};
 use crate::route::Way;
 use crate::run::Cancel;
-use crate::wire::message::{FreezeWish, Pass, Passed, ReceiveOptions, SeedOptions, StreamOptions};
+use crate::wire::message::{FreezeWish, Pass, Passed, ReceiveOptions, SeedOptions, Seeded, StreamOptions};
 
 /// Bytes that had to be read anew in a hot pass and that are not worth another one.
 const LITTLE: u64 = 32 << 20;
@@ -118,7 +118,11 @@ impl Taking {
             .each(report, self.options.abort, async |d| {
                 let seeded = d.host.seed(options).await?;
                 any.set(any.get() || seeded.bytes > 0);
-                let how = if seeded.shared { "shared with" } else { "to be copied from" };
+                let how = match seeded {
+                    Seeded { shared: true, .. } => "shared with",
+                    Seeded { reused: true, .. } => "the previous generation's, brought up to",
+                    _ => "copied from",
+                };
                 let bytes = human_bytes(seeded.bytes);
                 let told = format!("basis: {} files, {bytes}, {how} the current generation", seeded.files);
                 report.note(d.host.0.name(), if seeded.bytes > 0 { told } else { "basis: none".to_owned() });

@@ -24,13 +24,13 @@ use hosts::{Descriptions, Hosts};
 use image::Taking;
 use undo::Undo;
 
-use crate::config::{Config, Method, OnBusy, OnDestinationFailure, Refresh};
+use crate::config::{Basis, Config, Method, OnBusy, OnDestinationFailure, Refresh};
 use crate::host::{Context, SourceHost, Typed};
 use crate::problem::{Explain, Kind, Outcome, Problem};
 use crate::report::{Ending, Event, Pulse, Reporter, Sink, Step, Summary};
 use crate::run::{Cancel, Run, new_id, pauses};
 use crate::store::Store;
-use crate::wire::message::{Extra, Holder, Origin, Runtime};
+use crate::wire::message::{Extra, Holder, Origin, Room, Runtime};
 
 /// Before the first new attempt of a run whose connections were lost.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -282,13 +282,14 @@ async fn pipeline(
     let taking = figures.taking.insert(Taking::new(config, refresh, hosts, way, facts.tree.copy_bytes));
     let server = facts.server.as_ref().ok_or_else(|| Problem::refused("the source does not answer"))?;
 
+    let room = Room { keep: install::keep(policy), basis: policy.basis != Basis::None };
     run.step(Step::Stage, async {
         hosts
             .each(report, abort, async |d| {
                 d.armed.push(run.arm(Undo::DiscardStage { host: d.host.0.host().id.clone() })?);
                 d.host.prepare_stage().await?;
                 // from here on the previous generation may be gone, whatever becomes of the run
-                d.host.make_room(install::keep(policy)).await
+                d.host.make_room(room).await
             })
             .await?;
         hosts.none_lost(limits.may_begin_anew)?;

@@ -104,6 +104,8 @@ pub struct Seeded {
     pub bytes: u64,
     /// They share their blocks with the current generation.
     pub shared: bool,
+    /// They were the previous generation's, of which what differs is replaced.
+    pub reused: bool,
 }
 
 /// The image's stream, beside chunks; from the source and, forwarded, to every destination.

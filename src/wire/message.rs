@@ -310,6 +310,15 @@ pub enum Keep {
     Never,
 }
 
+/// How room is made for a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// What is to become of the previous generation.
+    pub keep: Keep,
+    /// There will be a basis.
+    pub basis: bool,
+}
+
 /// Requests of the destination role.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum DestinationRequest {
@@ -323,8 +332,8 @@ pub enum DestinationRequest {
     PrepareStage,
     /// Bring what the current generation holds into the stage, as the basis that blocks are compared with.
     Seed(SeedOptions),
-    /// Remove the previous generation, if it may go before the new one comes.
-    MakeRoom(Keep),
+    /// Remove the previous generation, if it may go before the new one comes; or begin the stage with it.
+    MakeRoom(Room),
     /// Take one pass of the stream into the stage, prove it from the stage.
     Receive(ReceiveOptions),
     /// Write the stage out to the disk.

@@ -36,6 +36,8 @@ mod regressions;
 mod repair;
 #[cfg(feature = "failpoints")]
 mod retries;
+#[cfg(feature = "failpoints")]
+mod reuse;
 mod rights;
 #[cfg(feature = "failpoints")]
 mod secrets;

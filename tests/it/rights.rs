@@ -14,7 +14,7 @@ use mysql_refreshd::route::{AgentProgram, INSTALLED, Route, Way};
 use mysql_refreshd::transport::connection::{self, Connection};
 use mysql_refreshd::transport::{self, Secrets};
 use mysql_refreshd::wire::message::{
-    DestinationRequest, Extra, Keep, Open, Origin, Pass, ReceiveOptions, Reply, Role, SeedOptions, SourceRequest,
+    DestinationRequest, Extra, Keep, Open, Origin, Pass, ReceiveOptions, Reply, Role, Room, SeedOptions, SourceRequest,
     SwapOptions,
 };
 
@@ -310,7 +310,7 @@ fn a_stolen_key_opens_what_was_consented_to_and_nothing_else() {
     };
     for request in [
         DestinationRequest::PrepareStage,
-        DestinationRequest::MakeRoom(Keep::UntilStage),
+        DestinationRequest::MakeRoom(Room { keep: Keep::UntilStage, basis: true }),
         DestinationRequest::Seed(SeedOptions { from_disk: false, whole: true }),
         DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: false }),
         DestinationRequest::SyncStage,

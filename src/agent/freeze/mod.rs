@@ -44,6 +44,11 @@ pub fn roomy(path: &Path) -> Outcome<Result<(), String>> {
     mounts::roomy(path)
 }
 
+/// Whether files of a datadir can be cloned into a folder.
+pub fn clones_into(datadir: &Path, folder: &Path) -> bool {
+    reflink::clones_into(datadir, folder, "it").is_ok()
+}
+
 /// For files that are opened by name.
 const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 

@@ -29,14 +29,17 @@ const TRIED: usize = 200;
 /// A file of at most this size is tried with: a large one would be locked for a while.
 const TRIED_SIZE: u64 = 4 << 20;
 
-/// Whether files can be cloned into the folder beside the datadir; an error says why not. Leaves nothing behind: the clone never has
-/// a name.
+/// Whether files can be cloned into the folder beside the datadir; an error says why not.
 pub fn possible(work: &Work, filesystem: &str) -> Result<(), String> {
     if work.inside {
         let datadir = work.datadir.display();
         return Err(format!("{datadir} is a mount point: on its filesystem there is no place beside it for a clone"));
     }
-    let parent = work.datadir.parent().unwrap_or(Path::new("/"));
+    clones_into(&work.datadir, work.datadir.parent().unwrap_or(Path::new("/")), filesystem)
+}
+
+/// Whether files of the datadir can be cloned into this folder; an error says why not. Leaves nothing behind: the clone never has a name.
+pub fn clones_into(datadir: &Path, parent: &Path, filesystem: &str) -> Result<(), String> {
     let nameless = |mode| {
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         rustix::fs::open(parent, flags, Mode::from_raw_mode(mode)).map(File::from)
@@ -48,7 +51,7 @@ pub fn possible(work: &Work, filesystem: &str) -> Result<(), String> {
         Errno::NOSPC | Errno::DQUOT => format!("there is no room beside the datadir, in {}", parent.display()),
         _ => format!("{filesystem} has no reflinks"),
     })?;
-    let original = match small_file(&work.datadir) {
+    let original = match small_file(datadir) {
         Some(file) => file,
         None => {
             let own = nameless(0o600).map_err(|error| format!("{filesystem}: {error}"))?;
