@@ -406,7 +406,7 @@ impl DestinationHost {
     pub async fn prepare_stage(&mut self) -> Outcome<()> {
         self.0.done(DestinationRequest::PrepareStage).await
     }
-    /// The previous generation goes, if it may go before the new one comes.
+    /// The previous generation is given up, if it may go before the new one comes.
     pub async fn make_room(&mut self, room: Room) -> Outcome<()> {
         self.0.done(DestinationRequest::MakeRoom(room)).await
     }

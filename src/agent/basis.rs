@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind, Result};
 use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ use crate::delta::{BLOCK, CHUNK, PAGE, pack};
 use crate::failpoint;
 use crate::problem::{Explain, Outcome, Problem};
 
-/// Files that are worked on at once, at most.
+/// Files that hands work on at once, at most.
 const HANDS: usize = 4;
 
 /// Bytes of a file that are copied and hashed before others may have a say; also when every piece has to reach the disk first.
@@ -75,7 +75,8 @@ pub enum Way {
 /// One file, which is in the stage already.
 pub struct Filling {
     path: RelPath,
-    way: Way,
+    /// How it is filled.
+    pub way: Way,
     at: Mutex<At>,
     turn: Condvar,
 }
@@ -98,6 +99,16 @@ pub struct At {
 struct Pair {
     to: File,
     from: Option<File>,
+}
+
+/// A hand's turn at a file; it ends however the hand does.
+struct Turn<'a>(&'a Filling);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.at).busy = false;
+        self.0.turn.notify_all();
+    }
 }
 
 impl Filling {
@@ -158,11 +169,7 @@ impl Basis {
         let mut at = lock(&file.at);
         while at.done < until.min(at.len) {
             self.verdict()?;
-            if self.over.load(Ordering::SeqCst) && !at.busy {
-                at.done = at.len;
-            } else {
-                at = self.further(file, at, index, session)?;
-            }
+            at = self.further(file, at, index, session)?;
         }
         Ok(())
     }
@@ -184,10 +191,10 @@ impl Basis {
         let (begin, end, span) = (at.done, at.len.min(at.done + piece), at.span);
         let open = at.open.take();
         at.busy = true;
+        let turn = Turn(file);
         drop(at);
         let result = self.piece(file, open, (begin, end), span, index, session);
         let mut at = lock(&file.at);
-        at.busy = false;
         let result = match result {
             Ok(Some(open)) => {
                 at.done = end;
@@ -206,8 +213,9 @@ impl Basis {
             }
             Err(problem) => Err(problem),
         };
-        file.turn.notify_all();
-        result.map(|()| at)
+        drop(at);
+        drop(turn);
+        result.map(|()| lock(&file.at))
     }
 
     /// Copies, if need be, and hashes a piece. None: no more of this file.
@@ -225,7 +233,11 @@ impl Basis {
         let Pair { to, from } = match open {
             Some(open) => open,
             None => Pair {
-                to: OpenOptions::new().read(true).write(true).open(&full).map_err(|e| failed(&e))?,
+                to: match open_in_stage(&full, file.way != Way::Shared) {
+                    // an account that is not root may have no right to write into what it is to have
+                    Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(None),
+                    opened => opened.map_err(|e| failed(&e))?,
+                },
                 from: match file.way {
                     Way::Shared => None,
                     _ => server::open_beneath(&self.datadir, &file.path.under(Path::new(""))).ok(),
@@ -298,12 +310,19 @@ impl Basis {
         }
     }
 
-    /// Nobody works on any file any more when this returns; what is not hashed by then is unknown.
+    /// Room is for the image: nothing more is copied, and what nobody has named yet is let go of, closed, and may be removed when this
+    /// returns.
+    pub fn only(&self, named: impl Fn(&RelPath) -> bool) {
+        self.short.store(true, Ordering::SeqCst);
+        for n in (0..self.files.len()).filter(|n| !named(&self.files[*n].path)) {
+            let mut at = self.hold(n);
+            (at.done, at.open) = (at.len, None);
+        }
+    }
+
+    /// The hands end; nobody needs anything any more.
     pub fn stop(&self) {
         self.over.store(true, Ordering::SeqCst);
-        for n in 0..self.next.load(Ordering::SeqCst).min(self.files.len()) {
-            drop(self.hold(n));
-        }
     }
 
     /// What a hand has met with.
@@ -316,6 +335,12 @@ impl Basis {
 /// happens meanwhile.
 #[cfg(test)]
 pub static DAWDLE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// Opens a file of the stage, and nothing else.
+fn open_in_stage(full: &Path, write: bool) -> Result<File> {
+    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    OpenOptions::new().read(true).write(write).custom_flags(no_follow).open(full)
+}
 
 /// Whether to copy on: the server that serves from this filesystem must not find it full because of us.
 fn may_go_on(stage: &Path, session: &Session) -> Result<()> {
@@ -369,7 +394,6 @@ fn copy_what_differs(
     (mut at, end): (u64, u64),
     may_go_on: &dyn Fn() -> Result<()>,
 ) -> Result<bool> {
-    may_go_on()?;
     let (mut theirs, mut ours) = (vec![0; CHUNK], vec![0; CHUNK]);
     while at < end {
         let want = (end - at).min(CHUNK as u64) as usize;
@@ -380,6 +404,9 @@ fn copy_what_differs(
             Err(_) => return Ok(false),
         }
         to.read_exact_at(&mut ours[..want], at)?;
+        if theirs[..want] != ours[..want] {
+            may_go_on()?;
+        }
         for (n, (page, here)) in theirs[..want].chunks(PAGE).zip(ours[..want].chunks(PAGE)).enumerate() {
             if page != here {
                 let at = at + (n * PAGE) as u64;

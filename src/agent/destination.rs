@@ -66,7 +66,7 @@ pub struct Destination {
     stage: Stage,
     /// What is in it, while it is received.
     stock: Option<Stock>,
-    /// It began as the previous generation, and nobody has looked at what that holds.
+    /// The previous generation is nobody's, and its files may be had.
     reused: bool,
     swapped: bool,
 }
@@ -272,8 +272,16 @@ impl Destination {
             let names = Names::from_variables(&work.datadir, &variables, &[], &[]);
             let items = super::tree::walk(&work.datadir, flavour, &names)?.items;
             let copies = work.generations()?.current.origin.is_some();
-            let options = seed::Options { flavour, copies, reused, asked };
+            let act = reused.then(|| work.exclusive()).transpose()?;
+            let previous = work.previous();
+            let previous = reused.then_some(previous.as_path());
+            let options = seed::Options { flavour, copies, previous, from_disk: asked.from_disk };
             let seeded = seed::seed(&mut stock, &work.datadir, &items, options, &session)?;
+            previous.map_or(Ok(()), |what_is_left| work.throw_away(what_is_left))?;
+            drop(act);
+            if asked.filled.at_once(seeded) {
+                seed::fill(&stock, &session)?;
+            }
             Ok((stock, seeded))
         })
         .await?;
@@ -283,9 +291,6 @@ impl Destination {
 
     async fn receive(&mut self, options: ReceiveOptions, inbox: &mut Inbox<DestinationRequest>) -> Outcome<Reply> {
         self.leave_stage(Stage::Fresh)?;
-        if self.reused {
-            return Err(Problem::failed("requests out of order: the stage holds what nobody has looked at"));
-        }
         let flavour = self.flavour();
         let mut stock = self.stock.take().ok_or_else(|| Problem::failed("there is no stage to receive into"))?;
         let session = self.session.clone();

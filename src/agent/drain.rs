@@ -30,9 +30,9 @@ const FEW: u64 = 100;
 /// comes once a second.
 const STALL: Duration = Duration::from_secs(2);
 
-/// By which part of itself it must have fallen, and by how many pages at least, to count as falling: between two of the page cleaner's
-/// rounds it goes up and down.
-const FALLS: (u64, u64) = (100, FEW / 4);
+/// By how many pages it must have fallen to count as falling: between two of the page cleaner's rounds it goes up and down. No share of
+/// them, since a slow disk with many is worth waiting for.
+const FALLS: u64 = FEW / 4;
 
 /// Lets transactions end and flushes dirty pages.
 pub async fn drain(sql: &mut Sql, options: &DrainOptions, session: &Session) -> Outcome<Drained> {
@@ -42,10 +42,7 @@ pub async fn drain(sql: &mut Sql, options: &DrainOptions, session: &Session) -> 
     sql.execute("SET time_zone = 'SYSTEM'").await?;
     let left_open = long_transactions(sql, options, session, begun, limit).await?;
     let before = sql.status("Innodb_buffer_pool_pages_dirty").await?;
-    // a second drain finds nothing but what writers have made anew
-    let ours = format!("SELECT @@GLOBAL.innodb_max_dirty_pages_pct = 0 AND @@GLOBAL.innodb_io_capacity = {CAPACITY}");
-    let draining = sql.number(&ours).await? == 1;
-    if before > FEW && !draining {
+    if before > FEW && !options.again {
         for (name, value) in [
             ("innodb_io_capacity_max", 2 * CAPACITY),
             ("innodb_io_capacity", CAPACITY),
@@ -58,12 +55,12 @@ pub async fn drain(sql: &mut Sql, options: &DrainOptions, session: &Session) -> 
     let mut least = before;
     let mut improved = Instant::now();
     let mut now = before;
-    while now > FEW && !draining && begun.elapsed() < limit && improved.elapsed() < STALL {
+    while now > FEW && !options.again && begun.elapsed() < limit && improved.elapsed() < STALL {
         session.check()?;
         session.progress(before.saturating_sub(now), before, "dirty pages written").await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         now = sql.status("Innodb_buffer_pool_pages_dirty").await?;
-        if now < least.saturating_sub((least / FALLS.0).max(FALLS.1)) {
+        if now + FALLS <= least {
             (least, improved) = (now, Instant::now());
         }
     }

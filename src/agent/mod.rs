@@ -3,6 +3,7 @@
 //! `serve` speaks the wire and survives its controller: when the connection is gone it puts back what it had begun. The
 //! other modules are the work itself. Nothing here knows the order of a run's steps.
 
+mod adopt;
 mod basis;
 pub mod discover;
 pub mod gate;

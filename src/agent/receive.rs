@@ -32,6 +32,9 @@ use crate::wire::message::{Entry, Lack, Pass, ReceiveOptions};
 /// Chunks and files that wait for being read back.
 const QUEUE: usize = 64;
 
+/// For files that are opened by name.
+const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+
 /// Bytes that are written before somebody looks how much room there is.
 const LOOK: u64 = 64 << 20;
 
@@ -271,7 +274,7 @@ impl Writer<'_> {
         let full = path.under(self.stage);
         let failed = |e| write_error(&full, &e);
         let mut options = OpenOptions::new();
-        options.read(true).write(true).mode(mode & 0o666);
+        options.read(true).write(true).custom_flags(NO_FOLLOW).mode(mode & 0o666);
         let basis = self.basis.find(&path);
         let (file, old, span) = match self.known.get(&path).copied() {
             Some(Known::File { len: before, span, .. }) => {
@@ -392,8 +395,8 @@ impl Writer<'_> {
             if super::freeze::roomy(self.stage)?.is_err() {
                 // before the server that serves from this filesystem finds it full
                 self.spare = false;
-                self.basis.stop();
                 let named = &self.named;
+                self.basis.only(|path| named.contains(path));
                 keep_only(self.stage, self.known, |path, is| matches!(is, Known::Dir) || named.contains(path))?;
             }
         }
@@ -403,8 +406,8 @@ impl Writer<'_> {
                 return Err(write_error(&open.place.full, &error));
             }
             // a basis saves bytes, and must not cost the image
-            self.basis.stop();
             let named = &self.named;
+            self.basis.only(|path| named.contains(path));
             keep_only(self.stage, self.known, |path, is| matches!(is, Known::Dir) || named.contains(path))?;
         }
         self.index.write(open.span, first, &here)?;

@@ -1,19 +1,20 @@
 //! The beginning of a basis: every file of the destination's current generation is made in the stage, as a clone that shares its blocks
-//! where the filesystem can; else as a hole that is filled by and by, or by what the previous generation has left, where that may go. A server may be writing into the originals meanwhile: what is
+//! where the filesystem can; else as a hole that is filled by and by, or as the file that the previous generation has of it, where that one may go. A server may be writing into the originals meanwhile: what is
 //! hashed is the stage, so a wrong basis costs bytes, never correctness.
 //!
 //! Only reads the datadir; writes below the stage only. Knows nothing of the source.
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 
+use super::adopt;
 use super::basis::{Basis, Filling, Way, hands};
 use super::freeze;
 use super::index::Index;
@@ -28,19 +29,19 @@ use crate::failpoint;
 use crate::mysql::Flavour;
 use crate::mysql::files::foreign;
 use crate::problem::{Explain, Outcome, Problem};
-use crate::wire::message::{Keep, Room, SeedOptions, Seeded};
+use crate::wire::message::{Keep, Room, Seeded};
 
 /// How a stage is filled.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub struct Options<'a> {
     /// Of what runs here.
     pub flavour: Flavour,
     /// What cannot be cloned is copied. Worth its time and room only if it came from where the image comes from.
     pub copies: bool,
-    /// The stage holds what was the previous generation.
-    pub reused: bool,
-    /// As it was asked for.
-    pub asked: SeedOptions,
+    /// The previous generation, if its files may be had.
+    pub previous: Option<&'a Path>,
+    /// Files are hashed past the page cache.
+    pub from_disk: bool,
 }
 
 /// One seeding.
@@ -53,29 +54,27 @@ struct Seeding<'a> {
     next: AtomicUsize,
     /// Files may be copied where they cannot be cloned.
     copies: bool,
-    /// There may be older files of the same names.
-    reused: bool,
+    /// Where older files of the same names are to be had.
+    previous: Option<&'a Path>,
     /// Some file could not be cloned: the others will not either.
     no_clones: AtomicBool,
-    made: Mutex<Vec<(RelPath, Known, Filling)>>,
+    made: Mutex<Vec<Made>>,
     failed: Mutex<Option<Problem>>,
 }
 
-/// Fills an empty stage, as far as there is room. What is not clones is filled and hashed by `stock.basis`, at once if the whole was asked
-/// for. Blocking.
-pub fn seed(stock: &mut Stock, datadir: &Path, items: &[Item], options: Options, session: &Session) -> Outcome<Seeded> {
-    let Options { flavour, copies, reused, asked } = options;
+/// Begins to fill an empty stage, as far as there is room: `stock.basis` goes on with it. Blocking.
+pub fn seed(
+    stock: &mut Stock,
+    datadir: &Path,
+    items: &[Item],
+    options: Options<'_>,
+    session: &Session,
+) -> Outcome<Seeded> {
+    let Options { flavour, copies, previous, from_disk } = options;
     let wanted = |item: &&Item| foreign(flavour, &item.path.under(Path::new(""))).is_none();
-    let all: BTreeMap<&RelPath, bool> = items.iter().filter(wanted).map(|item| (&item.path, item.dir)).collect();
-    if reused {
-        only_those(&stock.stage, Path::new(""), &all)?;
-    }
     for item in items.iter().filter(wanted).filter(|item| item.dir) {
         let full = item.path.under(&stock.stage);
-        match std::fs::DirBuilder::new().mode(item.mode | 0o700).create(&full) {
-            Err(error) if reused && error.kind() == ErrorKind::AlreadyExists => {}
-            made => made.map_err(|e| write_error(&full, &e))?,
-        }
+        std::fs::DirBuilder::new().mode(item.mode | 0o700).create(&full).map_err(|e| write_error(&full, &e))?;
         stock.known.insert(item.path.clone(), Known::Dir);
     }
     // a length beyond the whole disk is nobody's table
@@ -89,9 +88,9 @@ pub fn seed(stock: &mut Stock, datadir: &Path, items: &[Item], options: Options,
         session,
         next: AtomicUsize::new(0),
         copies,
-        reused,
-        // it was tried before the previous generation was taken for that
-        no_clones: AtomicBool::new(reused),
+        previous,
+        // that was tried before the previous generation was given up to this
+        no_clones: AtomicBool::new(previous.is_some()),
         made: Mutex::default(),
         failed: Mutex::default(),
     };
@@ -104,32 +103,59 @@ pub fn seed(stock: &mut Stock, datadir: &Path, items: &[Item], options: Options,
     if let Some(problem) = failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
         return Err(problem);
     }
-    let made = made.into_inner().unwrap_or_else(|e| e.into_inner());
-    let bytes = made.iter().map(|(_, known, _)| known.len()).sum();
+    let mut made = made.into_inner().unwrap_or_else(|e| e.into_inner());
+    made_anew_if_held(&stock.stage, &mut made)?;
+    let bytes = made.iter().map(|one| one.known.len()).sum();
+    let reused = made.iter().any(|one| one.filling.way == Way::Compared);
     let seeded = Seeded { files: made.len() as u64, bytes, shared: !no_clones.into_inner(), reused };
     let mut filling = Vec::with_capacity(made.len());
-    for (path, known, file) in made {
+    for Made { path, known, filling: file, .. } in made {
         stock.known.insert(path, known);
         filling.push(file);
     }
-    if reused {
-        // of older files there is nothing but what the basis has
-        let made = stock.known.iter().map(|(path, is)| (path, matches!(is, Known::Dir))).collect();
-        only_those(&stock.stage, Path::new(""), &made)?;
-    }
-    stock.basis = Basis::new(&stock.stage, datadir, asked.from_disk, filling);
-    if asked.whole {
-        std::thread::scope(|scope| {
-            for _ in 0..hands() {
-                scope.spawn(|| stock.basis.work(&stock.index, session, true));
-            }
-        });
-        stock.basis.verdict()?;
-    }
+    stock.basis = Basis::new(&stock.stage, datadir, from_disk, filling);
     Ok(seeded)
 }
 
-/// Removes the previous generation if it may go before the new one comes, or begins the empty stage with it: then true.
+/// Fills and hashes what `seed` has begun, all of it. Blocking.
+pub fn fill(stock: &Stock, session: &Session) -> Outcome<()> {
+    std::thread::scope(|scope| {
+        for _ in 0..hands() {
+            scope.spawn(|| stock.basis.work(&stock.index, session, true));
+        }
+    });
+    stock.basis.verdict()
+}
+
+/// A file of the stage.
+struct Made {
+    path: RelPath,
+    known: Known,
+    filling: Filling,
+    /// Whose content is another process's, as long as that holds it.
+    adopted: Option<adopt::Id>,
+}
+
+/// Into what another process has open nobody brings a basis: a new file takes its place.
+fn made_anew_if_held(stage: &Path, made: &mut [Made]) -> Outcome<()> {
+    let adopted: HashSet<adopt::Id> = made.iter().filter_map(|one| one.adopted).collect();
+    if adopted.is_empty() {
+        return Ok(());
+    }
+    let held = adopt::held(&adopted);
+    for one in made.iter_mut().filter(|one| one.adopted.is_some_and(|id| held.contains(&id))) {
+        let full = one.path.under(stage);
+        let failed = |e| write_error(&full, &e);
+        let mode = std::fs::symlink_metadata(&full).map_err(failed)?.mode() & 0o666;
+        std::fs::remove_file(&full).map_err(failed)?;
+        let new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&full).map_err(failed)?;
+        new.set_len(one.known.len()).map_err(failed)?;
+        one.filling.way = Way::Copied;
+    }
+    Ok(())
+}
+
+/// Removes the previous generation if it may go before the new one comes; true: it is nobody's, and left for its files to be had.
 pub fn make_room(work: &Work, room: Room) -> Outcome<bool> {
     if room.keep != Keep::UntilStage {
         return Ok(false);
@@ -137,57 +163,23 @@ pub fn make_room(work: &Work, room: Room) -> Outcome<bool> {
     let _act = work.exclusive()?;
     let reused = room.basis && previous_serves(work)?;
     if reused {
-        work.reuse_previous()?
+        work.disown_previous()?
     } else {
         work.forget_previous()?
     }
     Ok(reused)
 }
 
-/// Whether the stage may begin as the previous generation: where nothing can be cloned, and both generations came from elsewhere, most
-/// of what would be copied is there already.
+/// Whether files of the previous generation are worth having: where nothing can be cloned, and both generations came from elsewhere, most
+/// of what would be copied is there already. Where room is short, it is worth more to be gone.
 fn previous_serves(work: &Work) -> Outcome<bool> {
     let (generations, previous) = (work.generations()?, work.previous());
     let of_one_kind = generations.current.origin.is_some() && generations.previous.is_some_and(|g| g.origin.is_some());
     let there = || std::fs::symlink_metadata(&previous).is_ok_and(|meta| meta.is_dir());
+    let room = || freeze::roomy(&work.folder).is_ok_and(|room| room.is_ok());
     // what looks like no datadir is none to begin with
     let idle = || server::find(&previous).is_ok_and(|running| running.is_none());
-    Ok(of_one_kind && there() && idle() && !freeze::clones_into(&work.datadir, &work.folder))
-}
-
-/// Removes from a folder of the stage all but these entries (true: a folder), each of its kind and with no other name.
-fn only_those(stage: &Path, below: &Path, wanted: &BTreeMap<&RelPath, bool>) -> Outcome<()> {
-    let folder = stage.join(below);
-    let unread = || format!("cannot read {}", folder.display());
-    for entry in std::fs::read_dir(&folder).explain(unread)? {
-        let entry = entry.explain(unread)?;
-        let (path, full) = (below.join(entry.file_name()), entry.path());
-        let meta = std::fs::symlink_metadata(&full).explain(unread)?;
-        let dir = RelPath::try_from(path.clone()).ok().and_then(|path| wanted.get(&path).copied());
-        match dir {
-            Some(true) if meta.is_dir() => {
-                bare(&full);
-                only_those(stage, &path, wanted)?;
-            }
-            Some(false) if meta.is_file() && meta.nlink() == 1 => bare(&full),
-            _ if meta.is_dir() => {
-                std::fs::remove_dir_all(&full).explain(|| format!("cannot remove {}", full.display()))?
-            }
-            _ => std::fs::remove_file(&full).explain(|| format!("cannot remove {}", full.display()))?,
-        }
-    }
-    Ok(())
-}
-
-/// Takes from an older file or folder what others have hung on it, like access lists: a new one would have none of that.
-fn bare(path: &Path) {
-    let mut names = vec![0; 4096];
-    let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap_or(0);
-    // a security module's label belongs to the place, not to the content
-    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty() && !name.starts_with(b"security."))
-    {
-        let _ = rustix::fs::lremovexattr(path, name);
-    }
+    Ok(of_one_kind && there() && room() && idle() && freeze::no_clones(&work.datadir, &work.folder))
 }
 
 impl Seeding<'_> {
@@ -203,7 +195,7 @@ impl Seeding<'_> {
             });
             match result {
                 Ok(None) => {}
-                Ok(Some((known, filling))) => lock(&self.made).push((item.path.clone(), known, filling)),
+                Ok(Some(made)) => lock(&self.made).push(made),
                 Err(problem) => {
                     // a basis never costs the image: where room is short, there is less of it
                     let short = freeze::roomy(self.stage).is_ok_and(|room| room.is_err());
@@ -224,29 +216,27 @@ impl Seeding<'_> {
     }
 
     /// Makes one file; None: it has vanished, or cannot be read, and is no basis.
-    fn one(&self, item: &Item) -> Outcome<Option<(Known, Filling)>> {
+    fn one(&self, item: &Item) -> Outcome<Option<Made>> {
         if self.no_clones.load(Ordering::Relaxed) && !self.copies {
             return Ok(None);
         }
         let Ok(from) = server::open_beneath(self.datadir, &item.path.under(Path::new(""))) else { return Ok(None) };
         let full = item.path.under(self.stage);
-        let mut options = OpenOptions::new();
-        options.write(true).mode(item.mode & 0o666);
-        let older = match self.reused.then(|| options.open(&full)) {
-            Some(Ok(file)) => Some(file),
-            Some(Err(error)) if error.kind() != ErrorKind::NotFound => {
-                std::fs::remove_file(&full).explain(|| format!("cannot remove {}", full.display()))?;
-                None
-            }
-            _ => None,
+        let older = match self.previous {
+            Some(previous) => adopt::adopt(previous, self.stage, &item.path)?,
+            None => None,
         };
+        let adopted = older.as_ref().and_then(adopt::id);
         let (to, made) = match older {
             Some(to) => {
-                let made = to.set_len(item.len).map(|()| Some(Way::Compared));
+                let mode = std::fs::Permissions::from_mode(item.mode & 0o666);
+                let made = to.set_permissions(mode).and_then(|()| to.set_len(item.len)).map(|()| Some(Way::Compared));
                 (to, made)
             }
             None => {
-                let to = options.create_new(true).open(&full).map_err(|e| write_error(&full, &e))?;
+                let mut options = OpenOptions::new();
+                options.write(true).create_new(true).mode(item.mode & 0o666);
+                let to = options.open(&full).map_err(|e| write_error(&full, &e))?;
                 let made = self.make(&from, &to, item.len);
                 (to, made)
             }
@@ -265,7 +255,8 @@ impl Seeding<'_> {
         };
         let len = to.metadata().explain(|| format!("cannot read {}", full.display()))?.len();
         let span = self.index.span(len);
-        Ok(Some((Known::File { len, span, proof: None }, Filling::new(item.path.clone(), len, span, way))))
+        let (path, known) = (item.path.clone(), Known::File { len, span, proof: None });
+        Ok(Some(Made { filling: Filling::new(path.clone(), len, span, way), path, known, adopted }))
     }
 
     /// A clone, or a hole of the same length; None: neither. Errors are the stage's.

@@ -229,26 +229,14 @@ impl Work {
     /// Forgets and removes the previous generation: first on record, then by one rename, so that a half-removed one is never
     /// rolled back to.
     pub fn forget_previous(&self) -> Outcome<()> {
-        let mut generations = self.generations()?;
-        generations.previous = None;
-        self.record(&generations)?;
+        self.disown_previous()?;
         self.throw_away(&self.previous())
     }
-    /// Makes the previous generation the stage, which is empty, in the order in which it would be forgotten. The agent's own from then on.
-    pub fn reuse_previous(&self) -> Outcome<()> {
+    /// Only the first of both: nobody goes back to it any more.
+    pub fn disown_previous(&self) -> Outcome<()> {
         let mut generations = self.generations()?;
         generations.previous = None;
-        self.record(&generations)?;
-        let stage = self.stage();
-        std::fs::rename(self.previous(), &stage).explain(|| format!("cannot rename {}", self.previous().display()))?;
-        durable::sync_dir(&self.folder).explain(|| format!("cannot make {} durable", self.folder.display()))?;
-        // from the top: what it holds is out of everybody's reach before it changes hands
-        std::fs::set_permissions(&stage, std::fs::Permissions::from_mode(0o700))
-            .explain(|| format!("cannot protect {}", stage.display()))?;
-        if is_root() {
-            chown(&stage, Owner { uid: 0, gid: 0 })?;
-        }
-        chown_tree(&stage, Owner { uid: 0, gid: 0 })
+        self.record(&generations)
     }
     /// Removes a folder of ours by way of `trash`: its name is free at once, and never holds a half-removed tree.
     pub fn throw_away(&self, folder: &Path) -> Outcome<()> {

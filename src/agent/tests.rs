@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use super::basis::DAWDLE;
 use super::receive::receive;
-use super::seed::{Options, seed};
+use super::seed::{Options, fill, seed};
 use super::session::{Inbox, Session};
 use super::stock::Stock;
 use super::stream::{Reading, Sent, send};
@@ -29,8 +29,8 @@ use crate::mysql::files::Names;
 use crate::problem::{Outcome, Problem};
 use crate::wire::frame::{self, FrameKind};
 use crate::wire::message::{
-    DestinationRequest, Down, Extra, Pass, Passed, ReceiveOptions, SeedOptions, Seeded, SourceRequest, StreamOptions,
-    Up, decode, encode,
+    DestinationRequest, Down, Extra, Pass, Passed, ReceiveOptions, Seeded, SourceRequest, StreamOptions, Up, decode,
+    encode,
 };
 
 /// How long a file may change unseen after it was touched, here: longer than a tick of the kernel's coarse clock.
@@ -112,12 +112,15 @@ impl Pair {
     }
 
     fn seed(&mut self, whole: bool) -> Seeded {
-        let reused = std::fs::read_dir(self.at("stage")).unwrap().next().is_some();
-        let basis = self.at("basis");
+        let (basis, previous) = (self.at("basis"), self.at("previous"));
         let items = tree::walk(&basis, Flavour::MariaDb, &names(&basis)).unwrap().items;
-        let options =
-            Options { flavour: Flavour::MariaDb, copies: true, reused, asked: SeedOptions { from_disk: false, whole } };
-        seed(&mut self.stock, &basis, &items, options, &self.destination.0).unwrap()
+        let previous = previous.exists().then_some(previous.as_path());
+        let options = Options { flavour: Flavour::MariaDb, copies: true, previous, from_disk: false };
+        let seeded = seed(&mut self.stock, &basis, &items, options, &self.destination.0).unwrap();
+        if whole {
+            fill(&self.stock, &self.destination.0).unwrap();
+        }
+        seeded
     }
 
     /// One pass; `during` happens to the source's files while it is under way.
@@ -281,14 +284,15 @@ fn whatever_happened_the_stage_is_the_stopped_source() {
                 (0..rng.usize(..8)).for_each(|_| edit(rng, &basis));
             }
         }
-        // what the night before has left, or the one before that
+        // what the night before the last has left
         if rng.bool() {
-            copy_tree(&basis, &pair.at("stage"));
-            (0..rng.usize(..8)).for_each(|_| edit(rng, &pair.at("stage")));
+            let previous = pair.at("previous");
+            std::fs::create_dir(&previous).unwrap();
+            copy_tree(&basis, &previous);
+            (0..rng.usize(..8)).for_each(|_| edit(rng, &previous));
         }
         DAWDLE.store([0, 3, 30][rng.usize(..3)], Ordering::SeqCst);
-        let must = std::fs::read_dir(pair.at("stage")).unwrap().next().is_some();
-        let seeded = (must || rng.u8(..4) > 0) && pair.seed(rng.u8(..4) == 0).files > 0;
+        let seeded = rng.u8(..4) > 0 && pair.seed(rng.u8(..4) == 0).files > 0;
         let rounds = rng.usize(..3);
         for round in 0..rounds {
             if rng.bool() {
@@ -388,9 +392,10 @@ fn what_nobody_has_touched_is_not_read_while_the_source_is_down() {
 fn a_basis_that_is_slow_to_come_spoils_nothing() {
     for reused in [false, true] {
         let (mut pair, source) = nightly();
-        let (basis, stage) = (pair.at("basis"), pair.at("stage"));
+        let (basis, stage, previous) = (pair.at("basis"), pair.at("stage"), pair.at("previous"));
         if reused {
-            copy_tree(&basis, &stage);
+            std::fs::create_dir(&previous).unwrap();
+            copy_tree(&basis, &previous);
         }
         // of each file something differs, in length, too
         for (path, len) in [("shop/a.ibd", 5u64 << 20), ("shop/b.ibd", 3 << 20)] {

@@ -50,7 +50,11 @@ impl Schedule {
         let wrong = |reason: String| ScheduleError::Expression { expression: expression.to_owned(), reason };
         if expression.len() > 200 || !expression.is_ascii() {
             // it is cited, and may be of any length
-            let expression: String = expression.chars().take(60).chain(['…']).collect();
+            let mut cited: String = expression.chars().take(60).collect();
+            if cited.len() < expression.len() {
+                cited.push('…');
+            }
+            let expression = cited;
             return Err(ScheduleError::Expression {
                 expression,
                 reason: "it must be short and plain ASCII".to_owned(),

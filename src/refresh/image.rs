@@ -15,7 +15,7 @@ use crate::problem::{Outcome, Problem};
 use crate::report::{Reporter, Taken, human_bytes};
 use crate::route::Way;
 use crate::run::Cancel;
-use crate::wire::message::{FreezeWish, Pass, Passed, ReceiveOptions, SeedOptions, Seeded, StreamOptions};
+use crate::wire::message::{Filled, FreezeWish, Pass, Passed, ReceiveOptions, SeedOptions, Seeded, StreamOptions};
 
 /// Bytes that had to be read anew in a hot pass and that are not worth another one.
 const LITTLE: u64 = 32 << 20;
@@ -107,12 +107,24 @@ impl Taking {
         }
     }
 
-    /// Brings what the destinations serve into their stages, to compare with; `whole`: nothing of that is left for the first pass.
-    pub async fn seed(&mut self, whole: bool, refresh: &Refresh, hosts: &mut Hosts, report: &Reporter) -> Outcome<()> {
+    /// Brings what the destinations serve into their stages, to compare with; `precopy`: the first pass is
+    /// one while the source runs.
+    pub async fn seed(
+        &mut self,
+        precopy: bool,
+        refresh: &Refresh,
+        hosts: &mut Hosts,
+        report: &Reporter,
+    ) -> Outcome<()> {
         if refresh.policy.basis == Basis::None {
             return Ok(());
         }
-        let options = SeedOptions { from_disk: self.options.from_disk, whole };
+        let filled = match (&self.frozen, precopy) {
+            (Some(_), _) => Filled::CopiesBefore,
+            (None, true) => Filled::Beside,
+            (None, false) => Filled::Before,
+        };
+        let options = SeedOptions { from_disk: self.options.from_disk, filled };
         let any = std::cell::Cell::new(false);
         hosts
             .each(report, self.options.abort, async |d| {
@@ -120,11 +132,12 @@ impl Taking {
                 any.set(any.get() || seeded.bytes > 0);
                 let how = match seeded {
                     Seeded { shared: true, .. } => "shared with",
-                    Seeded { reused: true, .. } => "the previous generation's, brought up to",
+                    Seeded { reused: true, .. } => "taken over from the one before",
                     _ => "copied from",
                 };
+                let of = if seeded.reused { "" } else { " the current generation" };
                 let bytes = human_bytes(seeded.bytes);
-                let told = format!("basis: {} files, {bytes}, {how} the current generation", seeded.files);
+                let told = format!("basis: {} files, {bytes}, {how}{of}", seeded.files);
                 report.note(d.host.0.name(), if seeded.bytes > 0 { told } else { "basis: none".to_owned() });
                 Ok(())
             })

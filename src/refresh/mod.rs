@@ -293,9 +293,7 @@ async fn pipeline(
             })
             .await?;
         hosts.none_lost(limits.may_begin_anew)?;
-        // where the first pass is the one that a source waits for, it finds everything ready
-        let whole = taking.frozen.is_none() && !precopy;
-        taking.seed(whole, refresh, hosts, report).await?;
+        taking.seed(precopy, refresh, hosts, report).await?;
         hosts.none_lost(limits.may_begin_anew)
     })
     .await?;

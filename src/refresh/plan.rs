@@ -266,10 +266,10 @@ fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, 
     if let Some(facts) = &destination.facts {
         let datadir = facts.identity.datadir.display();
         if policy.keep_previous == KeepPrevious::UntilStage && facts.disk.previous_bytes > 0 {
-            acts.push(format!("remove the previous generation, {}", human_bytes(facts.disk.previous_bytes)));
+            acts.push(format!("give up the previous generation, {}", human_bytes(facts.disk.previous_bytes)));
         }
         if policy.basis == Basis::Current {
-            acts.push("bring what it serves now into a stage, to compare with (clones; else copies, if it came from a refresh)".into());
+            acts.push("bring what it serves now into a stage, to compare with (clones; else copies, if it came from a refresh, of which files of the previous generation that is given up may save most)".into());
         }
         acts.push(format!(
             "receive {} into a stage beside {datadir} and prove it from this disk; {} available, {} remain free",

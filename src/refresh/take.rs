@@ -57,7 +57,7 @@ pub async fn of_stopped(
             limits.may_go_on(refresh)?;
             let runtime = hosts.source()?.record_runtime().await?;
             let undrain = run.arm(Undo::Undrain { host: source.clone(), runtime: runtime.clone() })?;
-            let drained = hosts.source()?.drain(drain_options(refresh)).await?;
+            let drained = hosts.source()?.drain(drain_options(refresh, false)).await?;
             report.note(
                 &source,
                 format!("drained: {} dirty pages before, {} after", drained.dirty_before, drained.dirty_after),
@@ -74,7 +74,7 @@ pub async fn of_stopped(
                 taking.settle(refresh, hosts, report, &run.cancel).await?;
                 if taking.rounds > rounds {
                     // transactions may have begun meanwhile that are long by now
-                    hosts.source()?.drain(drain_options(refresh)).await?;
+                    hosts.source()?.drain(drain_options(refresh, true)).await?;
                 }
             }
             hosts.none_lost(limits.may_begin_anew)?;
@@ -180,11 +180,12 @@ async fn from_frozen(
     Ok(())
 }
 
-fn drain_options(refresh: &Refresh) -> DrainOptions {
+fn drain_options(refresh: &Refresh, again: bool) -> DrainOptions {
     DrainOptions {
         limit_ms: refresh.policy.drain_timeout.as_millis() as u64,
         long_ms: refresh.policy.long_transaction_age.as_millis() as u64,
         wait_for_long: refresh.policy.long_transactions == LongTransactions::Wait,
+        again,
     }
 }
 

@@ -91,8 +91,30 @@ pub struct ReceiveOptions {
 pub struct SeedOptions {
     /// Write out and drop what is brought in from the page cache before it is hashed.
     pub from_disk: bool,
-    /// Answer when all of it is there. Else it is copied (where it cannot be shared) and hashed beside the first pass.
-    pub whole: bool,
+    /// When it is copied (where it cannot be shared) and hashed.
+    pub filled: Filled,
+}
+
+/// When a basis is copied and hashed: before the answer, or beside the first pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Filled {
+    /// Before: a stopped source waits for the first pass.
+    Before,
+    /// Before, if it has to be copied: the source's files are frozen, and cost it room until the first pass is over.
+    CopiesBefore,
+    /// Beside.
+    Beside,
+}
+
+impl Filled {
+    /// Whether all is to be there before the answer.
+    pub fn at_once(self, seeded: Seeded) -> bool {
+        match self {
+            Filled::Before => true,
+            Filled::CopiesBefore => !seeded.shared && !seeded.reused,
+            Filled::Beside => false,
+        }
+    }
 }
 
 /// The basis in a stage.
@@ -104,7 +126,7 @@ pub struct Seeded {
     pub bytes: u64,
     /// They share their blocks with the current generation.
     pub shared: bool,
-    /// They were the previous generation's, of which what differs is replaced.
+    /// Most of them are the previous generation's, of which what differs is replaced.
     pub reused: bool,
 }
 

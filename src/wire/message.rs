@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, Identity};
 use super::frame::{Frame, FrameKind, WireError};
-pub use super::image::{Entry, Lack, Pass, Passed, ReceiveOptions, SeedOptions, Seeded, StreamOptions};
+pub use super::image::{Entry, Filled, Lack, Pass, Passed, ReceiveOptions, SeedOptions, Seeded, StreamOptions};
 use crate::delta::hash::{Hash, Totals};
 use crate::instance::Target;
 use crate::problem::Problem;
@@ -97,6 +97,8 @@ pub struct DrainOptions {
     pub long_ms: u64,
     /// Wait for long transactions and refuse if they do not end; otherwise the stop rolls them back.
     pub wait_for_long: bool,
+    /// It has been drained, and pages are written as they come.
+    pub again: bool,
 }
 
 /// What the drain did.
@@ -332,7 +334,7 @@ pub enum DestinationRequest {
     PrepareStage,
     /// Bring what the current generation holds into the stage, as the basis that blocks are compared with.
     Seed(SeedOptions),
-    /// Remove the previous generation, if it may go before the new one comes; or begin the stage with it.
+    /// Remove the previous generation, if it may go before the new one comes; or leave its files to the stage.
     MakeRoom(Room),
     /// Take one pass of the stream into the stage, prove it from the stage.
     Receive(ReceiveOptions),

@@ -132,7 +132,7 @@ fn opens() -> Vec<Open> {
 }
 
 pub fn source_requests() -> Vec<SourceRequest> {
-    let drain = DrainOptions { limit_ms: 1, long_ms: u64::MAX, wait_for_long: true };
+    let drain = DrainOptions { limit_ms: 1, long_ms: u64::MAX, wait_for_long: true, again: false };
     let extra = Extra { copy: texts(&["my-*"]), drop: texts(&["scrap"]) };
     let all: Vec<_> = opens()
         .into_iter()
@@ -187,7 +187,7 @@ pub fn destination_requests() -> Vec<DestinationRequest> {
             DestinationRequest::Lock(holder("r1")),
             DestinationRequest::PrepareStage,
             DestinationRequest::MakeRoom(Room { keep: Keep::UntilStage, basis: true }),
-            DestinationRequest::Seed(SeedOptions { from_disk: false, whole: true }),
+            DestinationRequest::Seed(SeedOptions { from_disk: false, filled: Filled::Before }),
             DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: true }),
             DestinationRequest::SyncStage,
             DestinationRequest::Install(Box::new(install)),

@@ -1,10 +1,10 @@
-//! Stages that begin as the generation before the last: nothing is written anew that is there already, and nothing of what people have
+//! Stages that take over files of the generation before the last: nothing is written anew that is there already, and nothing of what people have
 //! done to it since gets into the new generation.
 //!
 //! Where the worlds' filesystem has clones nothing is reused, which the tests then say.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::oracle;
@@ -38,7 +38,7 @@ fn refresh(world: &World, stamp: u32) -> Outcome {
 }
 
 #[test]
-fn a_stage_that_begins_as_the_generation_before() {
+fn a_stage_of_the_generation_before() {
     let Some(world) = world_of_two_nights() else { return };
     let server = world.destination();
     let own = oracle::accounts(server);
@@ -50,22 +50,31 @@ fn a_stage_that_begins_as_the_generation_before() {
     fs::write(&outside, "somebody's").unwrap();
     symlink(&outside, previous.join("shop/evil.ibd")).unwrap();
     symlink(world.root(), previous.join("elsewhere")).unwrap();
-    fs::hard_link(&outside, previous.join("shop/twin.ibd")).unwrap();
+    fs::hard_link(&outside, previous.join("shop/texts.ibd.old")).unwrap();
+    fs::remove_file(previous.join("shop/texts.ibd")).unwrap();
+    fs::rename(previous.join("shop/texts.ibd.old"), previous.join("shop/texts.ibd")).unwrap();
+    fs::set_permissions(previous.join("shop"), fs::Permissions::from_mode(0o777)).unwrap();
+    let others = fs::metadata(&outside).unwrap();
     fs::write(previous.join("shop/notes.txt"), "?").unwrap();
     fs::remove_file(previous.join("shop/items.ibd")).unwrap();
     fs::create_dir(previous.join("shop/items.ibd")).unwrap();
     assert!(previous.join("playground/own.ibd").exists());
 
     let told = refresh(&world, 3).expect(0);
-    assert!(told.stdout.contains("the previous generation's, brought up to the current generation"), "{}", told.stdout);
+    assert!(told.stdout.contains("taken over from the one before"), "{}", told.stdout);
     assert_eq!(world.content(server), "prod-3");
     oracle::check_accounts(&own, server);
     assert_eq!(inode(&table(&server.datadir())), old, "it was not written anew");
     assert_eq!(inode(&table(&previous)), current);
-    for gone in ["shop/evil.ibd", "elsewhere", "shop/twin.ibd", "shop/notes.txt", "playground"] {
+    for gone in ["shop/evil.ibd", "elsewhere", "shop/notes.txt", "playground"] {
         assert!(fs::symlink_metadata(server.datadir().join(gone)).is_err(), "{gone} is there");
     }
+    let (before, after) = (others, fs::metadata(&outside).unwrap());
+    assert_eq!((after.uid(), after.mode(), after.nlink()), (before.uid(), before.mode(), 1));
     assert_eq!(fs::read_to_string(&outside).unwrap(), "somebody's");
+    let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&server.datadir().join("shop")), mode(&world.source.datadir().join("shop")));
+    assert_eq!(mode(&table(&server.datadir())), mode(&table(&world.source.datadir())));
     world.expect_nobody_left();
 
     // there is a way back from it as from any other

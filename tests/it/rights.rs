@@ -14,8 +14,8 @@ use mysql_refreshd::route::{AgentProgram, INSTALLED, Route, Way};
 use mysql_refreshd::transport::connection::{self, Connection};
 use mysql_refreshd::transport::{self, Secrets};
 use mysql_refreshd::wire::message::{
-    DestinationRequest, Extra, Keep, Open, Origin, Pass, ReceiveOptions, Reply, Role, Room, SeedOptions, SourceRequest,
-    SwapOptions,
+    DestinationRequest, Extra, Filled, Keep, Open, Origin, Pass, ReceiveOptions, Reply, Role, Room, SeedOptions,
+    SourceRequest, SwapOptions,
 };
 
 use crate::gate::{self, Gate};
@@ -311,7 +311,7 @@ fn a_stolen_key_opens_what_was_consented_to_and_nothing_else() {
     for request in [
         DestinationRequest::PrepareStage,
         DestinationRequest::MakeRoom(Room { keep: Keep::UntilStage, basis: true }),
-        DestinationRequest::Seed(SeedOptions { from_disk: false, whole: true }),
+        DestinationRequest::Seed(SeedOptions { from_disk: false, filled: Filled::Before }),
         DestinationRequest::Receive(ReceiveOptions { pass: Pass::Cold, from_disk: false }),
         DestinationRequest::SyncStage,
         swap(&[]),

@@ -44,9 +44,9 @@ pub fn roomy(path: &Path) -> Outcome<Result<(), String>> {
     mounts::roomy(path)
 }
 
-/// Whether files of a datadir can be cloned into a folder.
-pub fn clones_into(datadir: &Path, folder: &Path) -> bool {
-    reflink::clones_into(datadir, folder, "it").is_ok()
+/// Whether no file of a datadir can be cloned into a folder of its filesystem.
+pub fn no_clones(datadir: &Path, folder: &Path) -> bool {
+    reflink::none(datadir, folder)
 }
 
 /// For files that are opened by name.

@@ -35,35 +35,55 @@ pub fn possible(work: &Work, filesystem: &str) -> Result<(), String> {
         let datadir = work.datadir.display();
         return Err(format!("{datadir} is a mount point: on its filesystem there is no place beside it for a clone"));
     }
-    clones_into(&work.datadir, work.datadir.parent().unwrap_or(Path::new("/")), filesystem)
-}
-
-/// Whether files of the datadir can be cloned into this folder; an error says why not. Leaves nothing behind: the clone never has a name.
-pub fn clones_into(datadir: &Path, parent: &Path, filesystem: &str) -> Result<(), String> {
-    let nameless = |mode| {
-        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-        rustix::fs::open(parent, flags, Mode::from_raw_mode(mode)).map(File::from)
-    };
-    let clone = nameless(0o600).map_err(|error| match error {
-        Errno::ACCESS | Errno::PERM | Errno::ROFS => {
+    let parent = work.datadir.parent().unwrap_or(Path::new("/"));
+    try_to_clone(&work.datadir, parent).map_err(|(trial, error)| match error {
+        Errno::ACCESS | Errno::PERM | Errno::ROFS if trial == Trial::Create => {
             format!("this account cannot create anything beside the datadir, in {}: {error}", parent.display())
         }
-        Errno::NOSPC | Errno::DQUOT => format!("there is no room beside the datadir, in {}", parent.display()),
-        _ => format!("{filesystem} has no reflinks"),
-    })?;
+        Errno::NOSPC | Errno::DQUOT if trial == Trial::Create => {
+            format!("there is no room beside the datadir, in {}", parent.display())
+        }
+        _ if trial == Trial::Create || (trial == Trial::Clone && NO_REFLINKS.contains(&error)) => {
+            format!("{filesystem} has no reflinks")
+        }
+        Errno::XDEV => format!("the datadir and {} are not on one filesystem", parent.display()),
+        other if trial == Trial::Clone => format!("{filesystem}: a file could not be cloned: {other}"),
+        other => format!("{filesystem}: {other}"),
+    })
+}
+
+/// Whether there are no clones on the filesystem of datadir and folder. What could not be tried is no answer.
+pub fn none(datadir: &Path, folder: &Path) -> bool {
+    try_to_clone(datadir, folder).is_err_and(|(_, error)| NO_REFLINKS.contains(&error))
+}
+
+/// What is tried, in turn.
+#[derive(PartialEq, Eq)]
+enum Trial {
+    Create,
+    Write,
+    Clone,
+}
+
+/// By which a filesystem says that it has none, or no files without a name.
+const NO_REFLINKS: [Errno; 5] = [Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::NOSYS, Errno::ISDIR];
+
+/// Leaves nothing behind: the clone never has a name.
+fn try_to_clone(datadir: &Path, folder: &Path) -> Result<(), (Trial, Errno)> {
+    let nameless = |mode| {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(folder, flags, Mode::from_raw_mode(mode)).map(File::from)
+    };
+    let clone = nameless(0o600).map_err(|error| (Trial::Create, error))?;
     let original = match small_file(datadir) {
         Some(file) => file,
         None => {
-            let own = nameless(0o600).map_err(|error| format!("{filesystem}: {error}"))?;
-            rustix::io::write(&own, &[1; 65536]).map_err(|error| format!("{filesystem}: {error}"))?;
+            let own = nameless(0o600).map_err(|error| (Trial::Write, error))?;
+            rustix::io::write(&own, &[1; 65536]).map_err(|error| (Trial::Write, error))?;
             own
         }
     };
-    share(&original, &clone).map_err(|error| match error {
-        Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::NOSYS => format!("{filesystem} has no reflinks"),
-        Errno::XDEV => format!("the datadir and {} are not on one filesystem", parent.display()),
-        other => format!("{filesystem}: a file could not be cloned: {other}"),
-    })
+    share(&original, &clone).map_err(|error| (Trial::Clone, error))
 }
 
 /// A file of the datadir that is quickly cloned.
