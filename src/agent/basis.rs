@@ -101,6 +101,15 @@ struct Pair {
     from: Option<File>,
 }
 
+/// As long as it lives, hands work.
+pub struct Until<'a>(&'a Basis);
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.over.store(true, Ordering::SeqCst);
+    }
+}
+
 /// A hand's turn at a file; it ends however the hand does.
 struct Turn<'a>(&'a Filling);
 
@@ -314,15 +323,17 @@ impl Basis {
     /// returns.
     pub fn only(&self, named: impl Fn(&RelPath) -> bool) {
         self.short.store(true, Ordering::SeqCst);
+        // nobody begins another one: who needs it does it
+        self.next.store(self.files.len(), Ordering::SeqCst);
         for n in (0..self.files.len()).filter(|n| !named(&self.files[*n].path)) {
             let mut at = self.hold(n);
             (at.done, at.open) = (at.len, None);
         }
     }
 
-    /// The hands end; nobody needs anything any more.
-    pub fn stop(&self) {
-        self.over.store(true, Ordering::SeqCst);
+    /// When it is dropped the hands end: nobody needs anything any more.
+    pub fn until_dropped(&self) -> Until<'_> {
+        Until(self)
     }
 
     /// What a hand has met with.
@@ -403,7 +414,13 @@ fn copy_what_differs(
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(true),
             Err(_) => return Ok(false),
         }
-        to.read_exact_at(&mut ours[..want], at)?;
+        if to.read_exact_at(&mut ours[..want], at).is_err() {
+            // an old file whose disk has lost it is worth nothing, and written over
+            may_go_on()?;
+            to.write_all_at(&theirs[..want], at)?;
+            at += want as u64;
+            continue;
+        }
         if theirs[..want] != ours[..want] {
             may_go_on()?;
         }

@@ -26,6 +26,12 @@ const CAPACITY: u32 = 20_000;
 /// Dirty pages that are not worth waiting for: about 1.6 MB.
 const FEW: u64 = 100;
 
+/// Pages that were written since the server's start.
+const FLUSHED: &str = "Innodb_buffer_pool_pages_flushed";
+
+/// What the stop would write within this time, as quickly as pages were seen to be written here, is not worth waiting for either.
+const SOON: Duration = Duration::from_millis(100);
+
 /// How long the number of dirty pages may stay as it is before we stop waiting: writers make new ones all the time, and the page cleaner
 /// comes once a second.
 const STALL: Duration = Duration::from_secs(2);
@@ -42,7 +48,7 @@ pub async fn drain(sql: &mut Sql, options: &DrainOptions, session: &Session) -> 
     sql.execute("SET time_zone = 'SYSTEM'").await?;
     let left_open = long_transactions(sql, options, session, begun, limit).await?;
     let before = sql.status("Innodb_buffer_pool_pages_dirty").await?;
-    if before > FEW && !options.again {
+    if before > FEW {
         for (name, value) in [
             ("innodb_io_capacity_max", 2 * CAPACITY),
             ("innodb_io_capacity", CAPACITY),
@@ -55,11 +61,18 @@ pub async fn drain(sql: &mut Sql, options: &DrainOptions, session: &Session) -> 
     let mut least = before;
     let mut improved = Instant::now();
     let mut now = before;
+    let (mut flushed, mut looked, mut rate) = (sql.status(FLUSHED).await?, Instant::now(), 0.0_f64);
     while now > FEW && !options.again && begun.elapsed() < limit && improved.elapsed() < STALL {
         session.check()?;
         session.progress(before.saturating_sub(now), before, "dirty pages written").await;
         tokio::time::sleep(Duration::from_millis(200)).await;
         now = sql.status("Innodb_buffer_pool_pages_dirty").await?;
+        let (before, since) = (std::mem::replace(&mut flushed, sql.status(FLUSHED).await?), looked.elapsed());
+        looked = Instant::now();
+        rate = rate.max(flushed.saturating_sub(before) as f64 / since.as_secs_f64());
+        if (now as f64) < rate * SOON.as_secs_f64() {
+            break;
+        }
         if now + FALLS <= least {
             (least, improved) = (now, Instant::now());
         }

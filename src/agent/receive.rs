@@ -91,6 +91,7 @@ pub fn receive(
         for _ in 0..if basis.is_empty() { 0 } else { hands() } {
             scope.spawn(|| basis.work(index, session, false));
         }
+        let hands = basis.until_dropped();
         let mut writer = Writer {
             stage,
             flavour,
@@ -108,7 +109,7 @@ pub fn receive(
         };
         let written = writer.take_all(pieces).map(|end| (end, std::mem::take(&mut writer.named)));
         drop(writer);
-        basis.stop();
+        drop(hands);
         (written, prover.join().unwrap_or_else(|_| Err(Problem::failed("the proving thread failed"))))
     });
     let (end, named, proofs) = match (written, proven) {

@@ -2,12 +2,13 @@
 //! where the filesystem can; else as a hole that is filled by and by, or as the file that the previous generation has of it, where that one may go. A server may be writing into the originals meanwhile: what is
 //! hashed is the stage, so a wrong basis costs bytes, never correctness.
 //!
-//! Only reads the datadir; writes below the stage only. Knows nothing of the source.
+//! Only reads the datadir; writes below the stage only, and takes files from what was the previous generation. What it makes is closed to
+//! everybody else until the source's own modes come. Knows nothing of the source.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{Error, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ use super::index::Index;
 use super::receive::write_error;
 use super::server;
 use super::session::Session;
-use super::stage::Work;
+use super::stage::{self, Work};
 use super::stock::{Known, Stock};
 use super::tree::Item;
 use crate::delta::path::RelPath;
@@ -74,8 +75,11 @@ pub fn seed(
     let wanted = |item: &&Item| foreign(flavour, &item.path.under(Path::new(""))).is_none();
     for item in items.iter().filter(wanted).filter(|item| item.dir) {
         let full = item.path.under(&stock.stage);
-        std::fs::DirBuilder::new().mode(item.mode | 0o700).create(&full).map_err(|e| write_error(&full, &e))?;
+        std::fs::DirBuilder::new().mode(0o700).create(&full).map_err(|e| write_error(&full, &e))?;
         stock.known.insert(item.path.clone(), Known::Dir);
+    }
+    if let Some(previous) = previous {
+        stage::make_dir(&adopt::quarantine(previous))?;
     }
     // a length beyond the whole disk is nobody's table
     let disk = rustix::fs::statvfs(&stock.stage).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
@@ -99,15 +103,22 @@ pub fn seed(
             scope.spawn(|| seeding.work());
         }
     });
-    let Seeding { made, failed, no_clones, .. } = seeding;
+    let Seeding { made, failed, .. } = seeding;
     if let Some(problem) = failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
         return Err(problem);
     }
     let mut made = made.into_inner().unwrap_or_else(|e| e.into_inner());
-    made_anew_if_held(&stock.stage, &mut made)?;
+    without_held(&stock.stage, &mut made);
+    if let Some(previous) = previous {
+        // the next one makes its own
+        let _ = std::fs::remove_dir_all(adopt::quarantine(previous));
+    }
     let bytes = made.iter().map(|one| one.known.len()).sum();
-    let reused = made.iter().any(|one| one.filling.way == Way::Compared);
-    let seeded = Seeded { files: made.len() as u64, bytes, shared: !no_clones.into_inner(), reused };
+    let (shared, reused) = made.iter().fold((true, false), |(shared, reused), one| {
+        let way = one.filling.way;
+        (shared && (way == Way::Shared || one.known.len() == 0), reused || way == Way::Compared)
+    });
+    let seeded = Seeded { files: made.len() as u64, bytes, shared, reused };
     let mut filling = Vec::with_capacity(made.len());
     for Made { path, known, filling: file, .. } in made {
         stock.known.insert(path, known);
@@ -136,23 +147,32 @@ struct Made {
     adopted: Option<adopt::Id>,
 }
 
-/// Into what another process has open nobody brings a basis: a new file takes its place.
-fn made_anew_if_held(stage: &Path, made: &mut [Made]) -> Outcome<()> {
+/// What another process has open, or gives another name, is no basis: a new file takes its place, if one can be made.
+fn without_held(stage: &Path, made: &mut Vec<Made>) {
     let adopted: HashSet<adopt::Id> = made.iter().filter_map(|one| one.adopted).collect();
     if adopted.is_empty() {
-        return Ok(());
+        return;
     }
     let held = adopt::held(&adopted);
-    for one in made.iter_mut().filter(|one| one.adopted.is_some_and(|id| held.contains(&id))) {
+    made.retain_mut(|one| {
+        let Some(id) = one.adopted else { return true };
         let full = one.path.under(stage);
-        let failed = |e| write_error(&full, &e);
-        let mode = std::fs::symlink_metadata(&full).map_err(failed)?.mode() & 0o666;
-        std::fs::remove_file(&full).map_err(failed)?;
-        let new = OpenOptions::new().write(true).create_new(true).mode(mode).open(&full).map_err(failed)?;
-        new.set_len(one.known.len()).map_err(failed)?;
+        let alone = std::fs::symlink_metadata(&full).is_ok_and(|meta| meta.nlink() == 1);
+        if alone && !held.contains(&id) {
+            return true;
+        }
         one.filling.way = Way::Copied;
-    }
-    Ok(())
+        let new = || {
+            std::fs::remove_file(&full)?;
+            let new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&full)?;
+            new.set_len(one.known.len())
+        };
+        let is_new = new();
+        if is_new.is_err() {
+            let _ = std::fs::remove_file(&full);
+        }
+        is_new.is_ok()
+    });
 }
 
 /// Removes the previous generation if it may go before the new one comes; true: it is nobody's, and left for its files to be had.
@@ -191,7 +211,7 @@ impl Seeding<'_> {
                 if n == self.items.len() / 2 {
                     failpoint::hit("seed:half")?;
                 }
-                self.one(item)
+                self.one(n, item)
             });
             match result {
                 Ok(None) => {}
@@ -216,26 +236,25 @@ impl Seeding<'_> {
     }
 
     /// Makes one file; None: it has vanished, or cannot be read, and is no basis.
-    fn one(&self, item: &Item) -> Outcome<Option<Made>> {
+    fn one(&self, n: usize, item: &Item) -> Outcome<Option<Made>> {
         if self.no_clones.load(Ordering::Relaxed) && !self.copies {
             return Ok(None);
         }
         let Ok(from) = server::open_beneath(self.datadir, &item.path.under(Path::new(""))) else { return Ok(None) };
         let full = item.path.under(self.stage);
         let older = match self.previous {
-            Some(previous) => adopt::adopt(previous, self.stage, &item.path)?,
+            Some(previous) => adopt::adopt(previous, self.stage, &item.path, n)?,
             None => None,
         };
         let adopted = older.as_ref().and_then(adopt::id);
         let (to, made) = match older {
             Some(to) => {
-                let mode = std::fs::Permissions::from_mode(item.mode & 0o666);
-                let made = to.set_permissions(mode).and_then(|()| to.set_len(item.len)).map(|()| Some(Way::Compared));
+                let made = to.set_len(item.len).map(|()| Some(Way::Compared));
                 (to, made)
             }
             None => {
                 let mut options = OpenOptions::new();
-                options.write(true).create_new(true).mode(item.mode & 0o666);
+                options.write(true).create_new(true).mode(0o600);
                 let to = options.open(&full).map_err(|e| write_error(&full, &e))?;
                 let made = self.make(&from, &to, item.len);
                 (to, made)
@@ -262,10 +281,10 @@ impl Seeding<'_> {
     /// A clone, or a hole of the same length; None: neither. Errors are the stage's.
     fn make(&self, from: &File, to: &File, len: u64) -> Result<Option<Way>, Error> {
         if !self.no_clones.load(Ordering::Relaxed) {
-            match rustix::fs::ioctl_ficlone(to, from) {
+            match freeze::share(from, to) {
                 Ok(()) => return Ok(Some(Way::Shared)),
                 Err(Errno::NOSPC | Errno::DQUOT) => return Err(Errno::NOSPC.into()),
-                // of this one file only: btrfs keeps those apart whose blocks have no checksums
+                // of this one file only
                 Err(Errno::INVAL) => {}
                 Err(_) => self.no_clones.store(true, Ordering::Relaxed),
             }

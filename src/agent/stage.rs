@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::adopt;
 use super::anchor;
 use super::receive::{Owner, chown, is_root, write_error};
 use crate::authority;
@@ -222,9 +223,10 @@ impl Work {
     /// Gives the stage to the owner of the datadir, with the datadir's own permission bits.
     pub fn hand_over(&self) -> Outcome<()> {
         let meta = std::fs::metadata(&self.datadir).explain(|| format!("cannot read {}", self.datadir.display()))?;
+        // nobody gets in before all of it has changed hands: what is inside may have any mode
+        chown_tree(&self.stage(), self.owner()?)?;
         std::fs::set_permissions(self.stage(), meta.permissions())
-            .explain(|| format!("cannot set the permissions of {}", self.stage().display()))?;
-        chown_tree(&self.stage(), self.owner()?)
+            .explain(|| format!("cannot set the permissions of {}", self.stage().display()))
     }
     /// Forgets and removes the previous generation: first on record, then by one rename, so that a half-removed one is never
     /// rolled back to.
@@ -276,8 +278,13 @@ impl Work {
         }
         self.unkeep()?;
         self.throw_away(&self.stage())?;
+        if self.generations()?.previous.is_none() {
+            // it was given up to a stage, or to nobody
+            self.throw_away(&self.previous())?;
+        }
         remove(&self.isolated())?;
         remove(&self.trash())?;
+        let _ = std::fs::remove_dir_all(adopt::quarantine(&self.previous()));
         let _ = std::fs::remove_file(self.stage_run());
         Ok(())
     }
@@ -325,7 +332,7 @@ pub fn write_with_mode(path: &Path, bytes: &[u8], mode: u32) -> Outcome<()> {
     durable::replace(path, bytes, mode).map_err(|error| write_error(path, &error))
 }
 
-/// Gives a tree to an owner, following nothing.
+/// Gives a tree to an owner; nobody else may be able to reach it meanwhile.
 fn chown_tree(path: &Path, owner: Owner) -> Outcome<()> {
     if !is_root() {
         return Ok(());

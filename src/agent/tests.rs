@@ -404,13 +404,37 @@ fn a_basis_that_is_slow_to_come_spoils_nothing() {
             (0..len / CHUNK as u64).for_each(|n| file.write_all_at(b"others", n * CHUNK as u64 + 7).unwrap());
         }
         DAWDLE.store(150, Ordering::SeqCst);
-        assert_eq!(pair.seed(false), Seeded { files: 2, bytes: 8 << 20, shared: false, reused });
+        let seeded = pair.seed(false);
+        assert_eq!((seeded.files, seeded.bytes, seeded.reused), (2, 8 << 20, reused));
         let (passed, _) = pair.pass(Pass::Cold, true, false, |_| ()).unwrap();
         DAWDLE.store(0, Ordering::SeqCst);
         assert!(content(&source) == content(&stage), "reused: {reused}");
         // a page each of six that differ, and what one of them is longer by
         assert_eq!(passed.changed, 6 * PAGE as u64 + (3 << 20), "reused: {reused}");
     }
+}
+
+/// Who has a file of the generation before the last open could go on writing into it, whoever has it then.
+#[test]
+fn a_file_that_is_open_elsewhere_is_made_anew() {
+    let (mut pair, source) = nightly();
+    let (basis, stage, previous) = (pair.at("basis"), pair.at("stage"), pair.at("previous"));
+    std::fs::create_dir(&previous).unwrap();
+    copy_tree(&basis, &previous);
+    let inode = |path: PathBuf| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    let files = ["shop/a.ibd", "shop/b.ibd"];
+    let before = files.map(|name| inode(previous.join(name)));
+    let held = File::open(previous.join(files[0])).unwrap();
+    let mut holder = std::process::Command::new("sleep").arg("60").stdin(held).spawn().unwrap();
+    let seeded = pair.seed(true);
+    let after = files.map(|name| inode(stage.join(name)));
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!((seeded.files, seeded.reused), (2, true));
+    assert!(after[0] != before[0] && after[1] == before[1], "{before:?} {after:?}");
+    let (passed, _) = pair.pass(Pass::Cold, true, false, |_| ()).unwrap();
+    assert_eq!(passed.changed, 0);
+    assert!(content(&source) == content(&stage));
 }
 
 /// A destination's own world that is no basis goes when the first pass is over, and files of a pass that have gone leave nothing.

@@ -269,7 +269,7 @@ fn destination_plan(refresh: &Refresh, destination: &super::hosts::Destination, 
             acts.push(format!("give up the previous generation, {}", human_bytes(facts.disk.previous_bytes)));
         }
         if policy.basis == Basis::Current {
-            acts.push("bring what it serves now into a stage, to compare with (clones; else copies, if it came from a refresh, of which files of the previous generation that is given up may save most)".into());
+            acts.push("bring what it serves now into a stage, to compare with (clones; else copies, if it came from a refresh; files of a previous generation that is given up may save most of that)".into());
         }
         acts.push(format!(
             "receive {} into a stage beside {datadir} and prove it from this disk; {} available, {} remain free",

@@ -111,7 +111,7 @@ impl Filled {
     pub fn at_once(self, seeded: Seeded) -> bool {
         match self {
             Filled::Before => true,
-            Filled::CopiesBefore => !seeded.shared && !seeded.reused,
+            Filled::CopiesBefore => !seeded.shared,
             Filled::Beside => false,
         }
     }
@@ -124,9 +124,9 @@ pub struct Seeded {
     pub files: u64,
     /// Bytes of those files, as far as they come in.
     pub bytes: u64,
-    /// They share their blocks with the current generation.
+    /// All of them share their blocks with the current generation.
     pub shared: bool,
-    /// Most of them are the previous generation's, of which what differs is replaced.
+    /// Some of them are the previous generation's, of which what differs is replaced.
     pub reused: bool,
 }
 

@@ -35,6 +35,7 @@ use crate::instance::Instance;
 use crate::problem::{Explain, Outcome, Problem};
 pub use crate::wire::message::FreezeWish as Wish;
 pub use lvm::{Room, Volume};
+pub use reflink::share;
 
 /// Fail points in here.
 pub const POINTS: [&str; 4] = ["freeze:journalled", "freeze:made", "freeze:taken", "freeze:removed"];

@@ -97,7 +97,7 @@ fn small_file(datadir: &Path) -> Option<File> {
 }
 
 /// One file's blocks for another, empty one.
-fn share(original: &File, clone: &File) -> rustix::io::Result<()> {
+pub fn share(original: &File, clone: &File) -> rustix::io::Result<()> {
     loop {
         match ioctl_ficlone(clone, original) {
             Err(Errno::INTR) => {}
