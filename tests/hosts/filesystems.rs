@@ -47,6 +47,23 @@ fn datadirs_that_are_mount_points() {
     fleet.host("d2").sql("SELECT id FROM mine.notes");
     operator.refreshd("--now nightly").expect(0);
     names.into_iter().for_each(|name| whole(fleet.host(name)));
+
+    // ext4 has no clones: files of the generation before the last are taken over, whatever its owner has made of it
+    let d1 = fleet.host("d1");
+    d1.sh("test -d /var/lib/mysql/.refreshd/work/previous/ledger");
+    let inodes =
+        |at: &str| d1.sh(&format!("cd {at} && find . -name '*.ibd' -path './ledger/*' -printf '%p %i\\n' | sort"));
+    let taken = inodes("/var/lib/mysql/.refreshd/work/previous");
+    d1.sh("cd /var/lib/mysql/.refreshd/work/previous && chmod -R a+rwX . && ln -s /etc/passwd ledger/evil.ibd && \
+         mkdir other && mv mysql/proc.frm other && ln -s /etc/passwd mysql/proc.frm && chown -Rh mysql: . && \
+         sha256sum /etc/passwd >/tmp/before");
+    operator.refreshd("--now nightly").expect(0);
+    names.into_iter().for_each(|name| whole(fleet.host(name)));
+    assert!(!taken.is_empty());
+    assert_eq!(inodes("/var/lib/mysql"), taken, "they were written anew");
+    d1.sh("sha256sum --check --quiet /tmp/before; test ! -e /var/lib/mysql/ledger/evil.ibd");
+    let open = "find /var/lib/mysql -mindepth 2 -path '*/.refreshd*' -prune -o -path '*/lost+found*' -prune -o \\( -not -user mysql -o -perm /o+rwx \\) -print";
+    assert_eq!(d1.sh(open), "", "somebody else's, or open to everybody");
 }
 
 /// MySQL's, with the files that only MySQL has.
