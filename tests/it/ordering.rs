@@ -2,19 +2,24 @@
 //! made durable, and may lose or keep any other; so the order is the promise.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::world::{PROGRAM, Server, World, content, wait_for};
+use crate::world::{PROGRAM, Server, World, content, is_root, wait_for};
 
-/// The calls of a run, or a rollback, that matter, in the order in which they began, as `fsync PATH`, `rename FROM TO`, `unlink PATH`, `exec PATH`.
+/// The calls of a run, or a rollback, that matter, in the order in which they began, as `fsync PATH`, `rename FROM TO`, `unlink PATH`,
+/// `exec PATH`, `mode PATH`, `owner PATH`.
 fn calls(world: &World, arguments: &[&str]) -> Vec<String> {
     let trace = world.root().join("trace");
     let mut command = Command::new("strace");
     // as a process beside the program, which may end before the servers that it has started
     command.args(["-D", "-f", "-y", "-s", "400", "--seccomp-bpf"]);
-    command.args(["-e", "trace=fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,execve"]);
+    command.args([
+        "-e",
+        "trace=fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,execve,chmod,fchmodat,lchown,fchownat",
+    ]);
     command.arg("-o").arg(&trace).arg(PROGRAM).env_clear();
     let like = world.call(arguments);
     let status =
@@ -38,6 +43,8 @@ fn call(line: &str) -> Option<String> {
         "rename" | "renameat" | "renameat2" => format!("rename {} {}", quoted.first()?, quoted.get(1)?),
         "unlink" | "unlinkat" => format!("unlink {}", quoted.first()?),
         "execve" => format!("exec {}", quoted.first()?),
+        "chmod" | "fchmodat" => format!("mode {}", quoted.first()?),
+        "lchown" | "fchownat" => format!("owner {}", quoted.first()?),
         _ => return None,
     })
 }
@@ -108,6 +115,26 @@ fn a_swap_is_on_the_disk_in_an_order_that_leaves_one_generation() {
         start < committed && on_disk < previous[0] && previous[0] < recorded && recorded < gone,
         "{committed} {previous:?} {recorded} {gone}"
     );
+}
+
+/// Else whoever may write into the datadir could put links in the way of root's hands.
+#[test]
+fn nobody_gets_into_a_stage_before_all_of_it_has_changed_hands() {
+    if !is_root() {
+        eprintln!("nothing tested: without root nothing changes hands");
+        return;
+    }
+    let world = World::builder().over("local").build();
+    let server = world.destination();
+    fs::set_permissions(server.datadir(), fs::Permissions::from_mode(0o777)).unwrap();
+    let calls = calls(&world, &["--now", "nightly"]);
+    assert_eq!(fs::metadata(server.datadir()).unwrap().permissions().mode() & 0o7777, 0o777);
+    let stage = server.work().join("stage").display().to_string();
+    let opened = places(&calls, &format!("mode {stage}"), &stage);
+    let [opened] = opened[..] else { panic!("opened once, not {opened:?}\n{}", calls.join("\n")) };
+    let isolated = places(&calls, "exec ", "/mariadbd").into_iter().find(|n| *n > opened).expect("an isolated start");
+    let handed = places(&calls, &format!("owner {stage}"), "").into_iter().rfind(|n| *n < isolated);
+    assert!(handed.expect("files change hands") < opened, "{}", calls.join("\n"));
 }
 
 #[test]
