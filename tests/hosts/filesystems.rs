@@ -50,13 +50,14 @@ fn datadirs_that_are_mount_points() {
 
     // ext4 has no clones: files of the generation before the last are taken over, whatever its owner has made of it
     let d1 = fleet.host("d1");
-    d1.sh("test -d /var/lib/mysql/.refreshd/work/previous/ledger");
+    let previous = d1.sh("ls -d /var/lib/mysql/.refreshd/*/previous");
     let inodes =
         |at: &str| d1.sh(&format!("cd {at} && find . -name '*.ibd' -path './ledger/*' -printf '%p %i\\n' | sort"));
-    let taken = inodes("/var/lib/mysql/.refreshd/work/previous");
-    d1.sh("cd /var/lib/mysql/.refreshd/work/previous && chmod -R a+rwX . && ln -s /etc/passwd ledger/evil.ibd && \
-         mkdir other && mv mysql/proc.frm other && ln -s /etc/passwd mysql/proc.frm && chown -Rh mysql: . && \
-         sha256sum /etc/passwd >/tmp/before");
+    let taken = inodes(&previous);
+    d1.sh(&format!(
+        "cd {previous} && chmod -R a+rwX . && ln -s /etc/passwd ledger/evil.ibd && mkdir other && mv mysql/proc.frm other && \
+         ln -s /etc/passwd mysql/proc.frm && chown -Rh mysql: . && sha256sum /etc/passwd >/tmp/before"
+    ));
     operator.refreshd("--now nightly").expect(0);
     names.into_iter().for_each(|name| whole(fleet.host(name)));
     assert!(!taken.is_empty());
