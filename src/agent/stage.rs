@@ -278,8 +278,9 @@ impl Work {
         }
         self.unkeep()?;
         self.throw_away(&self.stage())?;
-        if self.generations()?.previous.is_none() {
-            // it was given up to a stage, or to nobody
+        // one that was given up to the stage goes with it; where the record is lost nobody can say that it was
+        let given_up = |known: Generations| known.previous.is_none() && known != Generations::default();
+        if self.generations().is_ok_and(given_up) {
             self.throw_away(&self.previous())?;
         }
         remove(&self.isolated())?;

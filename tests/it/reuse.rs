@@ -97,6 +97,21 @@ fn a_run_that_fails_over_it_leaves_the_current_generation() {
     assert_eq!(world.content(server), "prod-4");
 }
 
+/// What was given up to a stage goes with it, whether anything was taken of it or not.
+#[test]
+fn a_run_that_fails_before_it_takes_anything_leaves_nothing_behind() {
+    let Some(world) = world_of_two_nights() else { return };
+    let server = world.destination();
+    assert!(server.work().join("previous").exists());
+    world.stamp(3);
+    world.refresh().fault("destination:seed:before=error").run().expect_any(&[1, 4]);
+    assert_eq!(world.content(server), "prod-2");
+    assert!(!server.work().join("stage").exists() && !server.work().join("previous").exists());
+    world.call(&["rollback", "rnd/r1"]).run().expect(4).says(&["no previous generation"]);
+    refresh(&world, 4).expect(0);
+    assert_eq!(world.content(server), "prod-4");
+}
+
 #[test]
 fn what_is_to_be_kept_or_compared_with_nothing_is_not_reused() {
     let Some(world) = world_of_two_nights() else { return };
