@@ -143,7 +143,7 @@ struct Made {
     path: RelPath,
     known: Known,
     filling: Filling,
-    /// Whose content is another process's, as long as that holds it.
+    /// Which file of the previous generation it was.
     adopted: Option<adopt::Id>,
 }
 
